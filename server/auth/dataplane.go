@@ -1,0 +1,93 @@
+package auth
+
+import (
+	"context"
+	"crypto/tls"
+	"net/url"
+	"regexp"
+	"strings"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+)
+
+// DataPlanes decides which group a data plane belongs to. It is immutable.
+type DataPlanes struct {
+	// TrustDomain is the SPIFFE trust domain that certificates must be of.
+	TrustDomain string
+	// Plaintext accepts data planes that present no certificate. Set it only
+	// for listeners that [CheckListen] admitted without TLS.
+	Plaintext bool
+}
+
+// nodeID bounds what a data plane may call itself: the id travels into logs,
+// metrics and paths.
+var nodeID = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.:@~/-]{0,255}$`)
+
+// Authorize returns the group of a data plane: the metadata `muster.group`,
+// else its cluster. Both are the client's own words, so where there is a
+// certificate its identity must name the same group and node.
+func (d DataPlanes) Authorize(ctx context.Context, node *corev3.Node) (string, error) {
+	group := node.GetMetadata().GetFields()["muster.group"].GetStringValue()
+	if group == "" {
+		group = node.GetCluster()
+	}
+	if group == "" {
+		return "", status.Error(codes.InvalidArgument, "the node names no group: set node.cluster or node.metadata muster.group")
+	}
+	if !nodeID.MatchString(node.GetId()) {
+		return "", status.Error(codes.InvalidArgument, "node.id must be 1 to 256 of [a-zA-Z0-9_.:@~/-] and begin with a letter or digit")
+	}
+	uris, encrypted := peerURIs(ctx)
+	if !encrypted {
+		if d.Plaintext {
+			return group, nil
+		}
+		return "", status.Error(codes.Unauthenticated, "a client certificate is required")
+	}
+	for _, uri := range uris {
+		g, n, ok := d.parse(uri)
+		if ok && g == group && n == node.GetId() {
+			return group, nil
+		}
+	}
+	return "", status.Errorf(codes.PermissionDenied, "the certificate does not allow node %q in group %q", node.GetId(), group)
+}
+
+// parse reads spiffe://<trust-domain>/group/<group>/node/<id>. The id may hold
+// slashes, the group may not.
+func (d DataPlanes) parse(uri *url.URL) (group, node string, ok bool) {
+	if uri.Scheme != "spiffe" || uri.Host != d.TrustDomain {
+		return "", "", false
+	}
+	rest, ok := strings.CutPrefix(uri.Path, "/group/")
+	if !ok {
+		return "", "", false
+	}
+	group, node, ok = strings.Cut(rest, "/node/")
+	return group, node, ok && group != "" && node != "" && !strings.Contains(group, "/")
+}
+
+// peerURIs returns the URI SANs of the verified leaf certificate, and whether
+// the connection is encrypted at all.
+func peerURIs(ctx context.Context) ([]*url.URL, bool) {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return nil, false
+	}
+	info, ok := p.AuthInfo.(credentials.TLSInfo)
+	if !ok {
+		return nil, false
+	}
+	return leafURIs(info.State), true
+}
+
+func leafURIs(state tls.ConnectionState) []*url.URL {
+	if len(state.VerifiedChains) == 0 || len(state.VerifiedChains[0]) == 0 {
+		return nil
+	}
+	return state.VerifiedChains[0][0].URIs
+}
