@@ -602,7 +602,8 @@ type CommitResponse struct {
 	// The new revision; the current one when nothing changed or dry_run was set.
 	Revision uint64 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
 	Epoch    uint64 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	// What each change did, cascaded deletions included, with bodies when dry_run was set.
+	// What each change did, cascaded deletions included, with bodies when dry_run
+	// was set. Secrets in them read `***`, those that changed `*** (changed)` after.
 	Changes       []*ResourceChange `protobuf:"bytes,3,rep,name=changes,proto3" json:"changes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -664,8 +665,13 @@ type GetResourceRequest struct {
 	Group string                 `protobuf:"bytes,1,opt,name=group,proto3" json:"group,omitempty"`
 	Key   *ResourceKey           `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
 	// 0 is the current revision.
-	Revision      uint64 `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
-	Stale         bool   `protobuf:"varint,4,opt,name=stale,proto3" json:"stale,omitempty"`
+	Revision uint64 `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
+	// Answer from this server's state without asking the leader.
+	Stale bool `protobuf:"varint,4,opt,name=stale,proto3" json:"stale,omitempty"`
+	// Return private keys and credentials in clear, to callers who may write
+	// them. Otherwise they read `***`; a put that still holds `***` keeps the
+	// stored value, so what was read can be edited and written back.
+	RevealSecrets bool `protobuf:"varint,5,opt,name=reveal_secrets,json=revealSecrets,proto3" json:"reveal_secrets,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -724,6 +730,13 @@ func (x *GetResourceRequest) GetRevision() uint64 {
 func (x *GetResourceRequest) GetStale() bool {
 	if x != nil {
 		return x.Stale
+	}
+	return false
+}
+
+func (x *GetResourceRequest) GetRevealSecrets() bool {
+	if x != nil {
+		return x.RevealSecrets
 	}
 	return false
 }
@@ -791,8 +804,11 @@ type ListResourcesRequest struct {
 	// 0 is everything; else 1 to 10000.
 	PageSize uint32 `protobuf:"varint,4,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// As returned with the previous page.
-	PageToken     string `protobuf:"bytes,5,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
-	Stale         bool   `protobuf:"varint,6,opt,name=stale,proto3" json:"stale,omitempty"`
+	PageToken string `protobuf:"bytes,5,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// Answer from this server's state without asking the leader.
+	Stale bool `protobuf:"varint,6,opt,name=stale,proto3" json:"stale,omitempty"`
+	// As in GetResourceRequest.
+	RevealSecrets bool `protobuf:"varint,7,opt,name=reveal_secrets,json=revealSecrets,proto3" json:"reveal_secrets,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -869,6 +885,13 @@ func (x *ListResourcesRequest) GetStale() bool {
 	return false
 }
 
+func (x *ListResourcesRequest) GetRevealSecrets() bool {
+	if x != nil {
+		return x.RevealSecrets
+	}
+	return false
+}
+
 type ListResourcesResponse struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	Resources []*StoredResource      `protobuf:"bytes,1,rep,name=resources,proto3" json:"resources,omitempty"`
@@ -934,8 +957,9 @@ type ListRevisionsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Group string                 `protobuf:"bytes,1,opt,name=group,proto3" json:"group,omitempty"`
 	// 0 is all that are kept.
-	Limit         uint32 `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"`
-	Stale         bool   `protobuf:"varint,3,opt,name=stale,proto3" json:"stale,omitempty"`
+	Limit uint32 `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"`
+	// Answer from this server's state without asking the leader.
+	Stale         bool `protobuf:"varint,3,opt,name=stale,proto3" json:"stale,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1098,10 +1122,11 @@ func (x *DiffRevisionsRequest) GetTo() uint64 {
 }
 
 type DiffRevisionsResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	From          uint64                 `protobuf:"varint,1,opt,name=from,proto3" json:"from,omitempty"`
-	To            uint64                 `protobuf:"varint,2,opt,name=to,proto3" json:"to,omitempty"`
-	Changes       []*ResourceChange      `protobuf:"bytes,3,rep,name=changes,proto3" json:"changes,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	From  uint64                 `protobuf:"varint,1,opt,name=from,proto3" json:"from,omitempty"`
+	To    uint64                 `protobuf:"varint,2,opt,name=to,proto3" json:"to,omitempty"`
+	// Secrets read `***`, those that changed `*** (changed)` after.
+	Changes       []*ResourceChange `protobuf:"bytes,3,rep,name=changes,proto3" json:"changes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1462,15 +1487,16 @@ const file_muster_v1_admin_proto_rawDesc = "" +
 	"\x0eCommitResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x123\n" +
-	"\achanges\x18\x03 \x03(\v2\x19.muster.v1.ResourceChangeR\achanges\"\x86\x01\n" +
+	"\achanges\x18\x03 \x03(\v2\x19.muster.v1.ResourceChangeR\achanges\"\xad\x01\n" +
 	"\x12GetResourceRequest\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\tR\x05group\x12(\n" +
 	"\x03key\x18\x02 \x01(\v2\x16.muster.v1.ResourceKeyR\x03key\x12\x1a\n" +
 	"\brevision\x18\x03 \x01(\x04R\brevision\x12\x14\n" +
-	"\x05stale\x18\x04 \x01(\bR\x05stale\"h\n" +
+	"\x05stale\x18\x04 \x01(\bR\x05stale\x12%\n" +
+	"\x0ereveal_secrets\x18\x05 \x01(\bR\rrevealSecrets\"h\n" +
 	"\x13GetResourceResponse\x125\n" +
 	"\bresource\x18\x01 \x01(\v2\x19.muster.v1.StoredResourceR\bresource\x12\x1a\n" +
-	"\brevision\x18\x02 \x01(\x04R\brevision\"\xc1\x01\n" +
+	"\brevision\x18\x02 \x01(\x04R\brevision\"\xe8\x01\n" +
 	"\x14ListResourcesRequest\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\tR\x05group\x12%\n" +
 	"\x05kinds\x18\x02 \x03(\x0e2\x0f.muster.v1.KindR\x05kinds\x12\x1a\n" +
@@ -1478,7 +1504,8 @@ const file_muster_v1_admin_proto_rawDesc = "" +
 	"\tpage_size\x18\x04 \x01(\rR\bpageSize\x12\x1d\n" +
 	"\n" +
 	"page_token\x18\x05 \x01(\tR\tpageToken\x12\x14\n" +
-	"\x05stale\x18\x06 \x01(\bR\x05stale\"\x94\x01\n" +
+	"\x05stale\x18\x06 \x01(\bR\x05stale\x12%\n" +
+	"\x0ereveal_secrets\x18\a \x01(\bR\rrevealSecrets\"\x94\x01\n" +
 	"\x15ListResourcesResponse\x127\n" +
 	"\tresources\x18\x01 \x03(\v2\x19.muster.v1.StoredResourceR\tresources\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\x12&\n" +

@@ -39,8 +39,11 @@ const (
 //
 // AdminService reads and changes groups and their resources.
 //
-// Errors carry google.rpc.BadRequest field violations when the input is at
-// fault (InvalidArgument), and google.rpc.ErrorInfo with a reason otherwise:
+// Errors carry google.rpc.BadRequest when the input is at fault
+// (InvalidArgument): one violation for each problem, with the field
+// (`changes[3].put.route.uris[0]`), a description, a reason (a stable code) and,
+// as localized_message, a hint what to do. All carry google.rpc.ErrorInfo of
+// domain `muster` with a reason:
 // NotFound, AlreadyExists, Aborted (expected_revision does not hold),
 // FailedPrecondition (needs force), Unauthenticated, PermissionDenied,
 // Unavailable (no leader; retry).
@@ -205,8 +208,11 @@ func (c *adminServiceClient) GetServerInfo(ctx context.Context, in *GetServerInf
 //
 // AdminService reads and changes groups and their resources.
 //
-// Errors carry google.rpc.BadRequest field violations when the input is at
-// fault (InvalidArgument), and google.rpc.ErrorInfo with a reason otherwise:
+// Errors carry google.rpc.BadRequest when the input is at fault
+// (InvalidArgument): one violation for each problem, with the field
+// (`changes[3].put.route.uris[0]`), a description, a reason (a stable code) and,
+// as localized_message, a hint what to do. All carry google.rpc.ErrorInfo of
+// domain `muster` with a reason:
 // NotFound, AlreadyExists, Aborted (expected_revision does not hold),
 // FailedPrecondition (needs force), Unauthenticated, PermissionDenied,
 // Unavailable (no leader; retry).
