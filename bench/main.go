@@ -1,0 +1,154 @@
+package main
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/hex"
+	"errors"
+	"flag"
+	"fmt"
+	"math/big"
+	"net"
+	"os"
+	"os/signal"
+	"strings"
+	"time"
+)
+
+func main() { os.Exit(run(os.Args[1:])) }
+
+func run(args []string) int {
+	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer cancel()
+	if len(args) == 0 {
+		args = []string{"run"}
+	}
+	var err error
+	switch args[0] {
+	case "run":
+		err = runCommand(ctx, args[1:])
+	case "serve", "load":
+		err = processCommand(ctx, args[0], args[1:])
+	default:
+		err = fmt.Errorf("unknown command %q: want run", args[0])
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		return 1
+	}
+	return 0
+}
+
+func runCommand(ctx context.Context, args []string) error {
+	fs := flag.NewFlagSet("run", flag.ContinueOnError)
+	only := fs.String("only", "", "run these scenarios only, for example B1,B4")
+	smoke := fs.Bool("smoke", false, "small sizes; exit 1 when a ratio is off by more than the slack")
+	samples := fs.Int("samples", 9, "samples of each measurement")
+	out := fs.String("out", "", "also write the table to this file")
+	tlsModes := fs.String("tls", "plain", "plain, mtls or both")
+	if err := fs.Parse(args); err != nil {
+		return err
+	}
+	var names []string
+	if *only != "" {
+		names = strings.Split(*only, ",")
+	}
+	if err := setTestCertificate(); err != nil {
+		return err
+	}
+	var text strings.Builder
+	var all error
+	for _, mode := range []string{"plain", "mtls"} {
+		if *tlsModes != "both" && *tlsModes != mode {
+			continue
+		}
+		r := &runner{smoke: *smoke, tls: mode == "mtls", samples: *samples, report: &report{}}
+		all = errors.Join(all, r.run(ctx, names))
+		r.report.write(&text, fmt.Sprintf("%s, %d samples", map[string]string{"plain": "plaintext loopback", "mtls": "mutual TLS 1.3 on loopback"}[mode], *samples))
+		text.WriteString("\n")
+		if *smoke {
+			for _, g := range r.report.failed(1.5) {
+				all = errors.Join(all, fmt.Errorf("%s is %s, limit %s (with a slack of 1.5)", g.what, number(g.got), number(g.limit)))
+			}
+		}
+	}
+	fmt.Print(text.String())
+	if *out != "" {
+		all = errors.Join(all, os.WriteFile(*out, []byte(text.String()), 0o644))
+	}
+	return all
+}
+
+func processCommand(ctx context.Context, what string, args []string) error {
+	fs := flag.NewFlagSet(what, flag.ContinueOnError)
+	armName := fs.String("arm", "", "")
+	addr := fs.String("addr", "", "")
+	streams := fs.Int("streams", 1, "")
+	resources := fs.Int("resources", 1, "")
+	withTLS := fs.Bool("tls", false, "")
+	if err := fs.Parse(args); err != nil {
+		return err
+	}
+	var server, client *tls.Config
+	if *withTLS {
+		var err error
+		if server, client, err = testTLS(); err != nil {
+			return err
+		}
+	}
+	if what == "serve" {
+		return serveProcess(*armName, *resources, server)
+	}
+	return loadProcess(ctx, *addr, *streams, *resources, client)
+}
+
+const certEnv, keyEnv = "MUSTER_BENCH_CERT", "MUSTER_BENCH_KEY"
+
+// setTestCertificate makes one self-signed certificate that both sides of a run
+// present and trust; the child processes inherit it through the environment.
+func setTestCertificate() error {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return err
+	}
+	tmpl := &x509.Certificate{
+		SerialNumber: big.NewInt(1), DNSNames: []string{"localhost"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour), IsCA: true, BasicConstraintsValid: true,
+		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, &key.PublicKey, key)
+	if err != nil {
+		return err
+	}
+	keyDER, err := x509.MarshalECPrivateKey(key)
+	if err != nil {
+		return err
+	}
+	return errors.Join(os.Setenv(certEnv, hex.EncodeToString(der)), os.Setenv(keyEnv, hex.EncodeToString(keyDER)))
+}
+
+func testTLS() (server, client *tls.Config, err error) {
+	der, err1 := hex.DecodeString(os.Getenv(certEnv))
+	keyDER, err2 := hex.DecodeString(os.Getenv(keyEnv))
+	if err := errors.Join(err1, err2); err != nil {
+		return nil, nil, err
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, nil, err
+	}
+	key, err := x509.ParseECPrivateKey(keyDER)
+	if err != nil {
+		return nil, nil, err
+	}
+	pool := x509.NewCertPool()
+	pool.AddCert(cert)
+	pair := []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}
+	server = &tls.Config{Certificates: pair, ClientCAs: pool, ClientAuth: tls.RequireAndVerifyClientCert, MinVersion: tls.VersionTLS13, NextProtos: []string{"h2"}}
+	client = &tls.Config{Certificates: pair, RootCAs: pool, ServerName: "localhost", MinVersion: tls.VersionTLS13}
+	return server, client, nil
+}
