@@ -369,7 +369,7 @@ type Service struct {
 	Upstreams []*Upstream `protobuf:"bytes,10,rep,name=upstreams,proto3" json:"upstreams,omitempty"`
 	// Plugin configurations by plugin name. A route's plugin of the same name wins.
 	Plugins         map[string]*structpb.Struct `protobuf:"bytes,11,rep,name=plugins,proto3" json:"plugins,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	EnableWebsocket bool                        `protobuf:"varint,12,opt,name=enable_websocket,json=enableWebsocket,proto3" json:"enable_websocket,omitempty"`
+	EnableWebsocket *bool                       `protobuf:"varint,12,opt,name=enable_websocket,json=enableWebsocket,proto3,oneof" json:"enable_websocket,omitempty"`
 	// Unix seconds, set by the server.
 	CreateTime    int64 `protobuf:"varint,13,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
 	UpdateTime    int64 `protobuf:"varint,14,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
@@ -485,8 +485,8 @@ func (x *Service) GetPlugins() map[string]*structpb.Struct {
 }
 
 func (x *Service) GetEnableWebsocket() bool {
-	if x != nil {
-		return x.EnableWebsocket
+	if x != nil && x.EnableWebsocket != nil {
+		return *x.EnableWebsocket
 	}
 	return false
 }
@@ -525,13 +525,13 @@ type Route struct {
 	// API7's expression list: `[["arg_name", "==", "json"], ["http_x", "!", "~~", "^v[0-9]"]]`.
 	Vars *structpb.ListValue `protobuf:"bytes,10,opt,name=vars,proto3" json:"vars,omitempty"`
 	// Among routes of equally specific host and path the higher one is tried first. Default 0.
-	Priority int32 `protobuf:"varint,11,opt,name=priority,proto3" json:"priority,omitempty"`
+	Priority *int32 `protobuf:"varint,11,opt,name=priority,proto3,oneof" json:"priority,omitempty"`
 	// Overrides the upstream's timeouts.
 	Timeout *Timeout                    `protobuf:"bytes,12,opt,name=timeout,proto3" json:"timeout,omitempty"`
 	Plugins map[string]*structpb.Struct `protobuf:"bytes,13,rep,name=plugins,proto3" json:"plugins,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// An upstream of the route's own; overrides the service's.
 	Upstream        *Upstream `protobuf:"bytes,14,opt,name=upstream,proto3" json:"upstream,omitempty"`
-	EnableWebsocket bool      `protobuf:"varint,15,opt,name=enable_websocket,json=enableWebsocket,proto3" json:"enable_websocket,omitempty"`
+	EnableWebsocket *bool     `protobuf:"varint,15,opt,name=enable_websocket,json=enableWebsocket,proto3,oneof" json:"enable_websocket,omitempty"`
 	// 1 enabled (default), 0 disabled.
 	Status        *int32 `protobuf:"varint,16,opt,name=status,proto3,oneof" json:"status,omitempty"`
 	CreateTime    int64  `protobuf:"varint,17,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
@@ -641,8 +641,8 @@ func (x *Route) GetVars() *structpb.ListValue {
 }
 
 func (x *Route) GetPriority() int32 {
-	if x != nil {
-		return x.Priority
+	if x != nil && x.Priority != nil {
+		return *x.Priority
 	}
 	return 0
 }
@@ -669,8 +669,8 @@ func (x *Route) GetUpstream() *Upstream {
 }
 
 func (x *Route) GetEnableWebsocket() bool {
-	if x != nil {
-		return x.EnableWebsocket
+	if x != nil && x.EnableWebsocket != nil {
+		return *x.EnableWebsocket
 	}
 	return false
 }
@@ -862,7 +862,7 @@ type Upstream struct {
 	// How often another try is made after a failed connection. Default 1.
 	Retries *int32 `protobuf:"varint,12,opt,name=retries,proto3,oneof" json:"retries,omitempty"`
 	// Seconds during which retries may start; 0 is no limit.
-	RetryTimeout  float64        `protobuf:"fixed64,13,opt,name=retry_timeout,json=retryTimeout,proto3" json:"retry_timeout,omitempty"`
+	RetryTimeout  *float64       `protobuf:"fixed64,13,opt,name=retry_timeout,json=retryTimeout,proto3,oneof" json:"retry_timeout,omitempty"`
 	Timeout       *Timeout       `protobuf:"bytes,14,opt,name=timeout,proto3" json:"timeout,omitempty"`
 	KeepalivePool *KeepalivePool `protobuf:"bytes,15,opt,name=keepalive_pool,json=keepalivePool,proto3" json:"keepalive_pool,omitempty"`
 	Tls           *UpstreamTls   `protobuf:"bytes,16,opt,name=tls,proto3" json:"tls,omitempty"`
@@ -990,8 +990,8 @@ func (x *Upstream) GetRetries() int32 {
 }
 
 func (x *Upstream) GetRetryTimeout() float64 {
-	if x != nil {
-		return x.RetryTimeout
+	if x != nil && x.RetryTimeout != nil {
+		return *x.RetryTimeout
 	}
 	return 0
 }
@@ -1055,7 +1055,7 @@ type Node struct {
 	// Relative share of requests, 0 to 1000000; 0 sends none. Default 1.
 	Weight *int32 `protobuf:"varint,3,opt,name=weight,proto3,oneof" json:"weight,omitempty"`
 	// Nodes of a lower priority are used when no node of a higher one is healthy. Default 0.
-	Priority      int32            `protobuf:"varint,4,opt,name=priority,proto3" json:"priority,omitempty"`
+	Priority      *int32           `protobuf:"varint,4,opt,name=priority,proto3,oneof" json:"priority,omitempty"`
 	Metadata      *structpb.Struct `protobuf:"bytes,5,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1113,8 +1113,8 @@ func (x *Node) GetWeight() int32 {
 }
 
 func (x *Node) GetPriority() int32 {
-	if x != nil {
-		return x.Priority
+	if x != nil && x.Priority != nil {
+		return *x.Priority
 	}
 	return 0
 }
@@ -1260,7 +1260,7 @@ type UpstreamTls struct {
 	// An ssl of type `client`, instead of client_cert and client_key.
 	ClientCertId string `protobuf:"bytes,3,opt,name=client_cert_id,json=clientCertId,proto3" json:"client_cert_id,omitempty"`
 	// Whether the upstream's certificate is verified. Default false, as in API7.
-	Verify        bool `protobuf:"varint,4,opt,name=verify,proto3" json:"verify,omitempty"`
+	Verify        *bool `protobuf:"varint,4,opt,name=verify,proto3,oneof" json:"verify,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1317,8 +1317,8 @@ func (x *UpstreamTls) GetClientCertId() string {
 }
 
 func (x *UpstreamTls) GetVerify() bool {
-	if x != nil {
-		return x.Verify
+	if x != nil && x.Verify != nil {
+		return *x.Verify
 	}
 	return false
 }
@@ -1384,7 +1384,7 @@ type ActiveCheck struct {
 	Type string `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
 	// Seconds a probe may take. Default 1.
 	Timeout     *float64 `protobuf:"fixed64,2,opt,name=timeout,proto3,oneof" json:"timeout,omitempty"`
-	Concurrency int32    `protobuf:"varint,3,opt,name=concurrency,proto3" json:"concurrency,omitempty"`
+	Concurrency *int32   `protobuf:"varint,3,opt,name=concurrency,proto3,oneof" json:"concurrency,omitempty"`
 	// The Host header of a probe.
 	Host string `protobuf:"bytes,4,opt,name=host,proto3" json:"host,omitempty"`
 	// The port probed, when not the node's own.
@@ -1444,8 +1444,8 @@ func (x *ActiveCheck) GetTimeout() float64 {
 }
 
 func (x *ActiveCheck) GetConcurrency() int32 {
-	if x != nil {
-		return x.Concurrency
+	if x != nil && x.Concurrency != nil {
+		return *x.Concurrency
 	}
 	return 0
 }
@@ -2361,7 +2361,7 @@ const file_muster_v1_resources_proto_rawDesc = "" +
 	"globalRule\x12D\n" +
 	"\x0fplugin_metadata\x18\b \x01(\v2\x19.muster.v1.PluginMetadataH\x00R\x0epluginMetadata\x12;\n" +
 	"\fxds_resource\x18\t \x01(\v2\x16.muster.v1.XdsResourceH\x00R\vxdsResourceB\x06\n" +
-	"\x04kind\"\xa7\x05\n" +
+	"\x04kind\"\xc1\x05\n" +
 	"\aService\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -2375,8 +2375,8 @@ const file_muster_v1_resources_proto_rawDesc = "" +
 	"\bupstream\x18\t \x01(\v2\x13.muster.v1.UpstreamR\bupstream\x121\n" +
 	"\tupstreams\x18\n" +
 	" \x03(\v2\x13.muster.v1.UpstreamR\tupstreams\x129\n" +
-	"\aplugins\x18\v \x03(\v2\x1f.muster.v1.Service.PluginsEntryR\aplugins\x12)\n" +
-	"\x10enable_websocket\x18\f \x01(\bR\x0fenableWebsocket\x12\x1f\n" +
+	"\aplugins\x18\v \x03(\v2\x1f.muster.v1.Service.PluginsEntryR\aplugins\x12.\n" +
+	"\x10enable_websocket\x18\f \x01(\bH\x01R\x0fenableWebsocket\x88\x01\x01\x12\x1f\n" +
 	"\vcreate_time\x18\r \x01(\x03R\n" +
 	"createTime\x12\x1f\n" +
 	"\vupdate_time\x18\x0e \x01(\x03R\n" +
@@ -2387,7 +2387,8 @@ const file_muster_v1_resources_proto_rawDesc = "" +
 	"\fPluginsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12-\n" +
 	"\x05value\x18\x02 \x01(\v2\x17.google.protobuf.StructR\x05value:\x028\x01B\x14\n" +
-	"\x12_strip_path_prefix\"\x84\x06\n" +
+	"\x12_strip_path_prefixB\x13\n" +
+	"\x11_enable_websocket\"\xb0\x06\n" +
 	"\x05Route\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -2400,13 +2401,13 @@ const file_muster_v1_resources_proto_rawDesc = "" +
 	"\amethods\x18\b \x03(\tR\amethods\x12!\n" +
 	"\fremote_addrs\x18\t \x03(\tR\vremoteAddrs\x12.\n" +
 	"\x04vars\x18\n" +
-	" \x01(\v2\x1a.google.protobuf.ListValueR\x04vars\x12\x1a\n" +
-	"\bpriority\x18\v \x01(\x05R\bpriority\x12,\n" +
+	" \x01(\v2\x1a.google.protobuf.ListValueR\x04vars\x12\x1f\n" +
+	"\bpriority\x18\v \x01(\x05H\x00R\bpriority\x88\x01\x01\x12,\n" +
 	"\atimeout\x18\f \x01(\v2\x12.muster.v1.TimeoutR\atimeout\x127\n" +
 	"\aplugins\x18\r \x03(\v2\x1d.muster.v1.Route.PluginsEntryR\aplugins\x12/\n" +
-	"\bupstream\x18\x0e \x01(\v2\x13.muster.v1.UpstreamR\bupstream\x12)\n" +
-	"\x10enable_websocket\x18\x0f \x01(\bR\x0fenableWebsocket\x12\x1b\n" +
-	"\x06status\x18\x10 \x01(\x05H\x00R\x06status\x88\x01\x01\x12\x1f\n" +
+	"\bupstream\x18\x0e \x01(\v2\x13.muster.v1.UpstreamR\bupstream\x12.\n" +
+	"\x10enable_websocket\x18\x0f \x01(\bH\x01R\x0fenableWebsocket\x88\x01\x01\x12\x1b\n" +
+	"\x06status\x18\x10 \x01(\x05H\x02R\x06status\x88\x01\x01\x12\x1f\n" +
 	"\vcreate_time\x18\x11 \x01(\x03R\n" +
 	"createTime\x12\x1f\n" +
 	"\vupdate_time\x18\x12 \x01(\x03R\n" +
@@ -2416,7 +2417,9 @@ const file_muster_v1_resources_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1aS\n" +
 	"\fPluginsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12-\n" +
-	"\x05value\x18\x02 \x01(\v2\x17.google.protobuf.StructR\x05value:\x028\x01B\t\n" +
+	"\x05value\x18\x02 \x01(\v2\x17.google.protobuf.StructR\x05value:\x028\x01B\v\n" +
+	"\t_priorityB\x13\n" +
+	"\x11_enable_websocketB\t\n" +
 	"\a_status\"\xd7\x04\n" +
 	"\vStreamRoute\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
@@ -2444,7 +2447,7 @@ const file_muster_v1_resources_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1aS\n" +
 	"\fPluginsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12-\n" +
-	"\x05value\x18\x02 \x01(\v2\x17.google.protobuf.StructR\x05value:\x028\x01\"\x94\x06\n" +
+	"\x05value\x18\x02 \x01(\v2\x17.google.protobuf.StructR\x05value:\x028\x01\"\xab\x06\n" +
 	"\bUpstream\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -2458,8 +2461,8 @@ const file_muster_v1_resources_proto_rawDesc = "" +
 	"\tpass_host\x18\n" +
 	" \x01(\tR\bpassHost\x12#\n" +
 	"\rupstream_host\x18\v \x01(\tR\fupstreamHost\x12\x1d\n" +
-	"\aretries\x18\f \x01(\x05H\x00R\aretries\x88\x01\x01\x12#\n" +
-	"\rretry_timeout\x18\r \x01(\x01R\fretryTimeout\x12,\n" +
+	"\aretries\x18\f \x01(\x05H\x00R\aretries\x88\x01\x01\x12(\n" +
+	"\rretry_timeout\x18\r \x01(\x01H\x01R\fretryTimeout\x88\x01\x01\x12,\n" +
 	"\atimeout\x18\x0e \x01(\v2\x12.muster.v1.TimeoutR\atimeout\x12?\n" +
 	"\x0ekeepalive_pool\x18\x0f \x01(\v2\x18.muster.v1.KeepalivePoolR\rkeepalivePool\x12(\n" +
 	"\x03tls\x18\x10 \x01(\v2\x16.muster.v1.UpstreamTlsR\x03tls\x12)\n" +
@@ -2471,14 +2474,16 @@ const file_muster_v1_resources_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\n" +
 	"\n" +
-	"\b_retries\"\xa7\x01\n" +
+	"\b_retriesB\x10\n" +
+	"\x0e_retry_timeout\"\xb9\x01\n" +
 	"\x04Node\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\x05R\x04port\x12\x1b\n" +
-	"\x06weight\x18\x03 \x01(\x05H\x00R\x06weight\x88\x01\x01\x12\x1a\n" +
-	"\bpriority\x18\x04 \x01(\x05R\bpriority\x123\n" +
+	"\x06weight\x18\x03 \x01(\x05H\x00R\x06weight\x88\x01\x01\x12\x1f\n" +
+	"\bpriority\x18\x04 \x01(\x05H\x01R\bpriority\x88\x01\x01\x123\n" +
 	"\bmetadata\x18\x05 \x01(\v2\x17.google.protobuf.StructR\bmetadataB\t\n" +
-	"\a_weight\"K\n" +
+	"\a_weightB\v\n" +
+	"\t_priority\"K\n" +
 	"\aTimeout\x12\x18\n" +
 	"\aconnect\x18\x01 \x01(\x01R\aconnect\x12\x12\n" +
 	"\x04send\x18\x02 \x01(\x01R\x04send\x12\x12\n" +
@@ -2489,32 +2494,34 @@ const file_muster_v1_resources_proto_rawDesc = "" +
 	"\brequests\x18\x03 \x01(\x05H\x02R\brequests\x88\x01\x01B\a\n" +
 	"\x05_sizeB\x0f\n" +
 	"\r_idle_timeoutB\v\n" +
-	"\t_requests\"\x8b\x01\n" +
+	"\t_requests\"\x9b\x01\n" +
 	"\vUpstreamTls\x12\x1f\n" +
 	"\vclient_cert\x18\x01 \x01(\tR\n" +
 	"clientCert\x12\x1d\n" +
 	"\n" +
 	"client_key\x18\x02 \x01(\tR\tclientKey\x12$\n" +
-	"\x0eclient_cert_id\x18\x03 \x01(\tR\fclientCertId\x12\x16\n" +
-	"\x06verify\x18\x04 \x01(\bR\x06verify\"k\n" +
+	"\x0eclient_cert_id\x18\x03 \x01(\tR\fclientCertId\x12\x1b\n" +
+	"\x06verify\x18\x04 \x01(\bH\x00R\x06verify\x88\x01\x01B\t\n" +
+	"\a_verify\"k\n" +
 	"\x06Checks\x12.\n" +
 	"\x06active\x18\x01 \x01(\v2\x16.muster.v1.ActiveCheckR\x06active\x121\n" +
-	"\apassive\x18\x02 \x01(\v2\x17.muster.v1.PassiveCheckR\apassive\"\xa4\x03\n" +
+	"\apassive\x18\x02 \x01(\v2\x17.muster.v1.PassiveCheckR\apassive\"\xb9\x03\n" +
 	"\vActiveCheck\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\tR\x04type\x12\x1d\n" +
-	"\atimeout\x18\x02 \x01(\x01H\x00R\atimeout\x88\x01\x01\x12 \n" +
-	"\vconcurrency\x18\x03 \x01(\x05R\vconcurrency\x12\x12\n" +
+	"\atimeout\x18\x02 \x01(\x01H\x00R\atimeout\x88\x01\x01\x12%\n" +
+	"\vconcurrency\x18\x03 \x01(\x05H\x01R\vconcurrency\x88\x01\x01\x12\x12\n" +
 	"\x04host\x18\x04 \x01(\tR\x04host\x12\x12\n" +
 	"\x04port\x18\x05 \x01(\x05R\x04port\x12\x1b\n" +
 	"\thttp_path\x18\x06 \x01(\tR\bhttpPath\x12=\n" +
-	"\x18https_verify_certificate\x18\a \x01(\bH\x01R\x16httpsVerifyCertificate\x88\x01\x01\x12\x1f\n" +
+	"\x18https_verify_certificate\x18\a \x01(\bH\x02R\x16httpsVerifyCertificate\x88\x01\x01\x12\x1f\n" +
 	"\vreq_headers\x18\b \x03(\tR\n" +
 	"reqHeaders\x125\n" +
 	"\ahealthy\x18\t \x01(\v2\x1b.muster.v1.HealthyThresholdR\ahealthy\x12;\n" +
 	"\tunhealthy\x18\n" +
 	" \x01(\v2\x1d.muster.v1.UnhealthyThresholdR\tunhealthyB\n" +
 	"\n" +
-	"\b_timeoutB\x1b\n" +
+	"\b_timeoutB\x0e\n" +
+	"\f_concurrencyB\x1b\n" +
 	"\x19_https_verify_certificate\"\x96\x01\n" +
 	"\fPassiveCheck\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\tR\x04type\x125\n" +
@@ -2780,6 +2787,7 @@ func file_muster_v1_resources_proto_init() {
 	file_muster_v1_resources_proto_msgTypes[5].OneofWrappers = []any{}
 	file_muster_v1_resources_proto_msgTypes[6].OneofWrappers = []any{}
 	file_muster_v1_resources_proto_msgTypes[8].OneofWrappers = []any{}
+	file_muster_v1_resources_proto_msgTypes[9].OneofWrappers = []any{}
 	file_muster_v1_resources_proto_msgTypes[11].OneofWrappers = []any{}
 	file_muster_v1_resources_proto_msgTypes[13].OneofWrappers = []any{}
 	file_muster_v1_resources_proto_msgTypes[14].OneofWrappers = []any{}
