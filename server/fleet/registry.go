@@ -1,0 +1,251 @@
+package fleet
+
+import (
+	"cmp"
+	"slices"
+	"sync"
+	"time"
+
+	musterv1 "github.com/musterhq/muster/proto/muster/v1"
+	"github.com/musterhq/muster/resource"
+)
+
+// Version is a revision of a group. Versions order by epoch, then revision.
+type Version struct{ Epoch, Revision uint64 }
+
+// Less reports whether v comes before o.
+func (v Version) Less(o Version) bool {
+	return v.Epoch < o.Epoch || v.Epoch == o.Epoch && v.Revision < o.Revision
+}
+
+// Session describes one stream of one data plane.
+type Session struct {
+	// ID is unique among the streams of this process and never 0.
+	ID uint64
+	// Group and Node name the data plane.
+	Group, Node string
+	// UserAgent is name/version, for example `envoy/1.40.0`.
+	UserAgent string
+	// Protocol is `delta` or `sotw`.
+	Protocol string
+	// Address is the peer's.
+	Address string
+	// Server and Relay name what the data plane hangs on; Relay may be empty.
+	Server, Relay string
+	// Warnings tell what the client asked for and cannot honour.
+	Warnings []string
+}
+
+// Describe tells whose change stands behind an xDS resource: the objects,
+// nearest first, and the revision that brought its content.
+type Describe func(group, typeURL, name string) (origins []resource.Key, rev *musterv1.Revision, ok bool)
+
+// Config configures a Registry.
+type Config struct {
+	// Server is this server's id, reported as the place that data planes hang on.
+	Server string
+	// Now is the clock. Required.
+	Now func() time.Time
+	// Describe attributes refusals. It is called with no lock held and must not
+	// block. Nil attributes nothing.
+	Describe Describe
+	// RememberOffline bounds the data planes remembered per group after they
+	// disconnected; the longest gone are forgotten first. Default 1000.
+	RememberOffline int
+	// ForgetAfter is how long a disconnected data plane is remembered. Default
+	// seven days.
+	ForgetAfter time.Duration
+}
+
+// Registry knows the data planes of every group. All methods may be called
+// concurrently.
+type Registry struct {
+	cfg Config
+
+	mu     sync.RWMutex
+	groups map[string]*group
+}
+
+// group holds what is known of one group's data planes.
+type group struct {
+	id string
+
+	mu       sync.Mutex
+	current  Version
+	timeline timeline
+	planes   map[string]*plane
+	live     int // planes with a session
+	waiters  map[chan struct{}]struct{}
+	dropped  bool
+}
+
+// New returns an empty Registry.
+func New(cfg Config) *Registry {
+	if cfg.RememberOffline == 0 {
+		cfg.RememberOffline = 1000
+	}
+	if cfg.ForgetAfter == 0 {
+		cfg.ForgetAfter = 7 * 24 * time.Hour
+	}
+	return &Registry{cfg: cfg, groups: map[string]*group{}}
+}
+
+// Published tells that a group's snapshot of a version is served from now on.
+func (r *Registry) Published(groupID string, v Version) {
+	g := r.group(groupID)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.current.Less(v) {
+		g.current = v
+		g.timeline.add(v, r.cfg.Now())
+		g.poke()
+	}
+}
+
+// Dropped tells that a group was deleted; its data planes are forgotten.
+func (r *Registry) Dropped(groupID string) {
+	r.mu.Lock()
+	g := r.groups[groupID]
+	delete(r.groups, groupID)
+	r.mu.Unlock()
+	if g != nil {
+		g.mu.Lock()
+		g.dropped = true
+		g.poke()
+		g.mu.Unlock()
+	}
+}
+
+// Connected returns the number of a group's data planes with a live session.
+func (r *Registry) Connected(groupID string) int {
+	g := r.existing(groupID)
+	if g == nil {
+		return 0
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.live
+}
+
+// ListOptions narrow a list.
+type ListOptions struct {
+	// IDs are the data planes wanted; none means all.
+	IDs []string
+	// Types includes the state of each xDS type.
+	Types bool
+}
+
+// List returns a group's data planes by id.
+func (r *Registry) List(groupID string, opts ListOptions) []*musterv1.DataPlane {
+	g := r.existing(groupID)
+	if g == nil {
+		return nil
+	}
+	now := r.cfg.Now()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.forget(now, r.cfg)
+	var list []*musterv1.DataPlane
+	if len(opts.IDs) > 0 {
+		for _, id := range opts.IDs {
+			if p := g.planes[id]; p != nil {
+				list = append(list, p.message(g, now, opts.Types))
+			}
+		}
+	} else {
+		list = make([]*musterv1.DataPlane, 0, len(g.planes))
+		for _, p := range g.planes {
+			list = append(list, p.message(g, now, opts.Types))
+		}
+	}
+	slices.SortFunc(list, func(a, b *musterv1.DataPlane) int { return cmp.Compare(a.GetId(), b.GetId()) })
+	return slices.CompactFunc(list, func(a, b *musterv1.DataPlane) bool { return a.GetId() == b.GetId() })
+}
+
+// Counts is a group's data planes by state.
+type Counts struct{ Synced, Stale, Nacked, Offline int }
+
+// Counts returns the number of data planes in each state, by group.
+func (r *Registry) Counts() map[string]Counts {
+	all := map[string]Counts{}
+	for _, g := range r.all() {
+		g.mu.Lock()
+		var c Counts
+		for _, p := range g.planes {
+			switch p.state(g.current) {
+			case synced:
+				c.Synced++
+			case nacked:
+				c.Nacked++
+			case offline:
+				c.Offline++
+			default:
+				c.Stale++
+			}
+		}
+		g.mu.Unlock()
+		all[g.id] = c
+	}
+	return all
+}
+
+func (r *Registry) all() []*group {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	gs := make([]*group, 0, len(r.groups))
+	for _, g := range r.groups {
+		gs = append(gs, g)
+	}
+	return gs
+}
+
+func (r *Registry) existing(id string) *group {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return r.groups[id]
+}
+
+func (r *Registry) group(id string) *group {
+	if g := r.existing(id); g != nil {
+		return g
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	g := r.groups[id]
+	if g == nil {
+		g = &group{id: id, planes: map[string]*plane{}, waiters: map[chan struct{}]struct{}{}}
+		r.groups[id] = g
+	}
+	return g
+}
+
+// poke wakes every waiter. Waiters have one slot: those that did not look yet
+// will see this change with the earlier one.
+func (g *group) poke() {
+	for ch := range g.waiters {
+		select {
+		case ch <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// forget drops offline planes that are gone for too long or too many.
+func (g *group) forget(now time.Time, cfg Config) {
+	gone := len(g.planes) - g.live
+	if gone == 0 {
+		return
+	}
+	var offlinePlanes []*plane
+	for _, p := range g.planes {
+		if p.session == 0 {
+			offlinePlanes = append(offlinePlanes, p)
+		}
+	}
+	slices.SortFunc(offlinePlanes, func(a, b *plane) int { return a.seen.Compare(b.seen) })
+	for i, p := range offlinePlanes {
+		if now.Sub(p.seen) > cfg.ForgetAfter || len(offlinePlanes)-i > cfg.RememberOffline {
+			delete(g.planes, p.id)
+		}
+	}
+}
