@@ -1,0 +1,271 @@
+package state
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	musterv1 "github.com/musterhq/muster/proto/muster/v1"
+	"github.com/musterhq/muster/resource"
+)
+
+// MaxMessage bounds a revision's message, in bytes.
+const MaxMessage = 1024
+
+// Preview says what a transaction would do, by the same code that Apply runs:
+// the group's next view, what differs from the current one in key order, and
+// the answer with bodies. The revision in the answer is the current one. The
+// command's group is not looked at; g is changed in no way.
+func Preview(g *Group, cmd *musterv1.CommitCommand, author string, at *timestamppb.Timestamp) (View, []Change, *musterv1.CommitResponse, error) {
+	tx, err := g.evaluate(cmd, author, at)
+	if err != nil {
+		return View{}, nil, nil, err
+	}
+	answer := &musterv1.CommitResponse{Revision: g.Revision(), Epoch: g.Epoch(), Changes: tx.answer(true)}
+	return tx.view, tx.changes(), answer, nil
+}
+
+// transaction is an evaluated set of changes to one group.
+type transaction struct {
+	base  View
+	edit  viewTxn
+	view  View // the outcome
+	stamp stamp
+
+	// explicit lists the keys in the order of the command; cascaded those that
+	// went along with a service or a consumer, in key order once finished.
+	explicit []resource.Key
+	cascaded []resource.Key
+	touched  map[resource.Key]bool // true: explicit
+	problems resource.Problems
+}
+
+// stamp is what a transaction writes on what it changes.
+type stamp struct {
+	revision uint64
+	author   string
+	seconds  int64
+}
+
+func (g *Group) evaluate(cmd *musterv1.CommitCommand, author string, at *timestamppb.Timestamp) (*transaction, error) {
+	if cmd.ExpectedRevision != nil && cmd.GetExpectedRevision() != g.Revision() {
+		info, _ := g.RevisionInfo(g.Revision())
+		return nil, &RevisionConflict{Group: g.ID(), Expected: cmd.GetExpectedRevision(), Actual: g.Revision(), Author: info.GetAuthor()}
+	}
+	if len(cmd.GetMessage()) > MaxMessage {
+		return nil, &InvalidError{"message", fmt.Sprintf("is longer than %d bytes", MaxMessage)}
+	}
+	changes := cmd.GetChanges()
+	if to := cmd.GetRollbackTo(); to != 0 {
+		if len(changes) != 0 {
+			return nil, &InvalidError{"rollback_to", "excludes changes"}
+		}
+		var err error
+		if changes, err = g.changesBackTo(to); err != nil {
+			return nil, err
+		}
+	}
+	tx := &transaction{
+		base:    g.view,
+		edit:    g.view.txn(),
+		stamp:   stamp{g.Revision() + 1, author, at.GetSeconds()},
+		touched: map[resource.Key]bool{},
+	}
+	for i, c := range changes {
+		if err := tx.apply(g.ID(), i, c); err != nil {
+			return nil, err
+		}
+	}
+	if err := tx.finish(); err != nil {
+		return nil, err
+	}
+	return tx, nil
+}
+
+// changesBackTo lists what restores the content of a kept revision, puts first
+// so that no cascade takes a route that only moved to another service.
+func (g *Group) changesBackTo(to uint64) ([]*musterv1.Change, error) {
+	if to > g.Revision() {
+		return nil, &InvalidError{"rollback_to", fmt.Sprintf("revision %d is not there yet", to)}
+	}
+	diff, ok := g.Changes(g.Revision(), to)
+	if !ok {
+		return nil, &TrimmedError{Group: g.ID(), Revision: to, Oldest: g.Oldest()}
+	}
+	var puts, deletes []*musterv1.Change
+	for _, c := range diff {
+		if c.After != nil {
+			puts = append(puts, &musterv1.Change{Action: &musterv1.Change_Put{Put: c.After.Resource}})
+		} else {
+			deletes = append(deletes, &musterv1.Change{Action: &musterv1.Change_Delete{Delete: c.Key.Proto()}})
+		}
+	}
+	return append(puts, deletes...), nil
+}
+
+func (t *transaction) apply(group string, i int, c *musterv1.Change) error {
+	var key resource.Key
+	var field string
+	switch a := c.GetAction().(type) {
+	case *musterv1.Change_Put:
+		key, field = resource.KeyOf(a.Put), "put"
+	case *musterv1.Change_Delete:
+		key, field = resource.KeyFromProto(a.Delete), "delete"
+	default:
+		t.problem(resource.Key{}, fmt.Sprintf("changes[%d]", i), resource.CodeRequired, "neither put nor delete is set")
+		return nil
+	}
+	path := fmt.Sprintf("changes[%d].%s", i, field)
+	if reason := checkKey(key); reason != "" {
+		t.problem(key, path, resource.CodeInvalid, reason)
+		return nil
+	}
+	if t.touched[key] {
+		t.problem(key, path, resource.CodeDuplicate, "the transaction changes "+key.String()+" twice")
+		return nil
+	}
+	current := t.edit.get(key)
+	if field == "put" {
+		t.put(key, c.GetPut())
+	} else {
+		if current == nil {
+			if _, there := t.base.Get(key); !there {
+				return &NotFoundError{Group: group, Key: key}
+			}
+		}
+		t.remove(key)
+	}
+	t.touched[key] = true
+	t.explicit = append(t.explicit, key)
+	return nil
+}
+
+// put stores a copy that carries the times; when nothing else differs from the
+// base, the base's own entry, so that the resource counts as unchanged.
+func (t *transaction) put(key resource.Key, r *musterv1.Resource) {
+	before, existed := t.base.Get(key)
+	if existed && equalContent(before.Resource, r) {
+		t.edit.set(before)
+		return
+	}
+	r = proto.CloneOf(r)
+	if create, update := timesOf(r); create != nil {
+		*create, *update = t.stamp.seconds, t.stamp.seconds
+		if existed {
+			was, _ := timesOf(before.Resource)
+			*create = *was
+		}
+	}
+	t.edit.set(&Entry{Key: key, Resource: r, Revision: t.stamp.revision, Author: t.stamp.author})
+}
+
+func (t *transaction) remove(key resource.Key) {
+	for _, child := range t.edit.children(key) {
+		if _, seen := t.touched[child]; !seen {
+			t.touched[child] = false
+		}
+		t.edit.remove(child)
+	}
+	t.edit.remove(key)
+}
+
+// finish refuses what would leave a route without its service or a credential
+// without its consumer, so that no cascade ever misses one.
+func (t *transaction) finish() error {
+	for _, key := range slices.SortedFunc(maps.Keys(t.touched), compareKeys) {
+		if !t.touched[key] {
+			t.cascaded = append(t.cascaded, key)
+		}
+		if after := t.edit.get(key); after != nil {
+			t.checkParent(after)
+		}
+	}
+	if len(t.problems) > 0 {
+		return t.problems
+	}
+	t.view = t.edit.commit()
+	return nil
+}
+
+func (t *transaction) checkParent(e *Entry) {
+	path, parent := parentOf(e)
+	if parent != (resource.Key{}) && t.edit.get(parent) == nil {
+		t.problem(e.Key, path, resource.CodeReference, fmt.Sprintf("%s does not exist", parent))
+	}
+}
+
+// parentOf names the resource that e cannot exist without, and the field that
+// refers to it.
+func parentOf(e *Entry) (field string, parent resource.Key) {
+	if id := parentService(e.Resource); id != "" {
+		return "service_id", resource.Key{Kind: musterv1.Kind_KIND_SERVICE, ID: id}
+	}
+	if c := e.Resource.GetCredential(); c != nil {
+		return "consumer", resource.Key{Kind: musterv1.Kind_KIND_CONSUMER, ID: c.GetConsumer()}
+	}
+	return "", resource.Key{}
+}
+
+func (t *transaction) problem(key resource.Key, path, code, message string) {
+	t.problems = append(t.problems, resource.Problem{Object: key, Path: path, Code: code, Message: message})
+}
+
+func (t *transaction) change(key resource.Key) Change {
+	before, _ := t.base.Get(key)
+	after, _ := t.view.Get(key)
+	return Change{key, before, after}
+}
+
+// changes returns what differs from the base, in key order.
+func (t *transaction) changes() []Change {
+	var changes []Change
+	for _, key := range slices.SortedFunc(maps.Keys(t.touched), compareKeys) {
+		if c := t.change(key); c.Before != c.After {
+			changes = append(changes, c)
+		}
+	}
+	return changes
+}
+
+// answer returns what each change of the command did, in the command's order,
+// then what went along with them, in key order.
+func (t *transaction) answer(bodies bool) []*musterv1.ResourceChange {
+	out := make([]*musterv1.ResourceChange, 0, len(t.touched))
+	for _, key := range t.explicit {
+		out = append(out, t.change(key).Proto(bodies))
+	}
+	for _, key := range t.cascaded {
+		if c := t.change(key); c.Before != c.After {
+			out = append(out, c.Proto(bodies))
+		}
+	}
+	return out
+}
+
+// commit makes the transaction the group's next revision; g itself when
+// nothing differs.
+func (t *transaction) commit(g *Group, cmd *musterv1.CommitCommand, at *timestamppb.Timestamp) *Group {
+	changes := t.changes()
+	if len(changes) == 0 {
+		return g
+	}
+	info := &musterv1.Revision{
+		Revision:    t.stamp.revision,
+		Epoch:       g.Epoch(),
+		Author:      t.stamp.author,
+		Message:     cmd.GetMessage(),
+		CommittedAt: at,
+		RollbackTo:  cmd.GetRollbackTo(),
+	}
+	for _, c := range changes {
+		info.Changes = append(info.Changes, c.Proto(true))
+	}
+	next := &Group{meta: proto.CloneOf(g.meta), view: t.view}
+	next.meta.Revision = t.stamp.revision
+	next.meta.Resources = uint64(t.view.Len())
+	next.history, next.base, next.baseRev = g.appended(&record{info, t.view})
+	return next
+}
