@@ -1,0 +1,191 @@
+package dataplane
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync"
+	"time"
+
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+)
+
+type rpcStatus = rpcstatus.Status
+
+const codeInvalidArgument = int32(codes.InvalidArgument)
+
+type streamResult struct {
+	err    error
+	lasted time.Duration // since the first response; 0 when there was none
+}
+
+type adsStream = discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesClient
+
+// stream holds one ADS stream to a server until it fails or ctx ends.
+func (c *Client) stream(ctx context.Context, server string, fresh bool) streamResult {
+	conn, err := c.upstream.acquire(server)
+	if err != nil {
+		return streamResult{err: err}
+	}
+	bad := true
+	defer func() { c.upstream.release(conn, bad) }()
+
+	ctx, cancel := context.WithCancel(ctx)
+	var receiver sync.WaitGroup
+	defer receiver.Wait()
+	defer cancel()
+
+	giveUp := time.AfterFunc(c.cfg.Timing.Connect, cancel)
+	ads, err := discoveryv3.NewAggregatedDiscoveryServiceClient(conn).DeltaAggregatedResources(ctx)
+	if !giveUp.Stop() && err == nil {
+		err = context.DeadlineExceeded
+	}
+	if err != nil {
+		return streamResult{err: err}
+	}
+	c.log.Info("control plane stream opened", "server", server)
+
+	responses := make(chan received)
+	receiver.Go(func() { receiveAll(ctx, ads, responses) })
+	r := c.converse(ctx, ads, responses, newSession(&c.cfg, c.State(), c.floor, fresh), server)
+	// An error of the server's own is no fault of the connection.
+	bad = r.lasted == 0 && status.Code(r.err) == codes.Unavailable
+	return r
+}
+
+type received struct {
+	resp *discoveryv3.DeltaDiscoveryResponse
+	err  error
+}
+
+// receiveAll passes responses on until the stream ends.
+func receiveAll(ctx context.Context, ads adsStream, to chan<- received) {
+	for {
+		resp, err := ads.Recv()
+		select {
+		case to <- received{resp, err}:
+		case <-ctx.Done():
+			return
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// converse carries out what the session says.
+func (c *Client) converse(ctx context.Context, ads adsStream, responses <-chan received, s *session, server string) (r streamResult) {
+	for i, req := range s.requests() {
+		if i == 0 {
+			req.Node = c.node
+		}
+		if r.err = ads.Send(req); r.err != nil {
+			r.err = streamError(ctx, r.err, responses)
+			return r
+		}
+	}
+	var first time.Time
+	defer func() {
+		if !first.IsZero() {
+			r.lasted = max(time.Since(first), 1)
+		}
+	}()
+	silence := time.NewTimer(s.wait())
+	defer silence.Stop()
+	for {
+		var next step
+		select {
+		case <-ctx.Done():
+			r.err = ctx.Err()
+			return r
+		case <-silence.C:
+			next = s.silence()
+		case in := <-responses:
+			if in.err != nil {
+				r.err = in.err
+				return r
+			}
+			if first.IsZero() {
+				first = time.Now()
+				c.connected(server)
+			}
+			c.cfg.Hooks.received(Received{
+				TypeURL: in.resp.GetTypeUrl(), Resources: len(in.resp.GetResources()),
+				Removed: len(in.resp.GetRemovedResources()), Bytes: proto.Size(in.resp),
+			})
+			next = s.receive(in.resp)
+		}
+		if next.leave != nil {
+			r.err = next.leave
+			return r
+		}
+		acks, wait := next.acknowledge, next.wait
+		if next.apply {
+			acks = append(c.applyReceived(ctx, s), acks...)
+			wait = s.wait()
+		}
+		if r.err = c.acknowledge(ads, acks); r.err != nil {
+			r.err = streamError(ctx, r.err, responses)
+			return r
+		}
+		silence.Stop()
+		if wait > 0 {
+			silence.Reset(wait)
+		}
+	}
+}
+
+// applyReceived applies what the session has received.
+func (c *Client) applyReceived(ctx context.Context, s *session) []*held {
+	u := s.update(c.cfg.Group)
+	err := c.apply(ctx, u)
+	acks := s.done(u, err)
+	c.serve(s.applied, u, err)
+	if err != nil {
+		c.log.Warn("configuration refused", "epoch", u.Epoch, "revision", u.Revision, "error", err)
+	}
+	if s.applied == u.Previous {
+		return acks
+	}
+	c.log.Debug("configuration in service", "epoch", u.Epoch, "revision", u.Revision)
+	c.persist(u.Previous, s.applied, u)
+	return acks
+}
+
+func (c *Client) acknowledge(ads adsStream, acks []*held) error {
+	for _, h := range acks {
+		if err := ads.Send(h.request()); err != nil {
+			return err
+		}
+		c.cfg.Hooks.acknowledged(Acknowledged{TypeURL: h.typeURL, Err: h.err})
+	}
+	return nil
+}
+
+func (c *Client) connected(server string) {
+	c.mu.Lock()
+	c.status.Server, c.status.Since, c.status.LastError = server, time.Now(), nil
+	c.mu.Unlock()
+	c.cfg.Hooks.connected(server)
+}
+
+// streamError returns why the stream ended when a Send says only that it did.
+func streamError(ctx context.Context, err error, responses <-chan received) error {
+	if !errors.Is(err, io.EOF) {
+		return err
+	}
+	for {
+		select {
+		case in := <-responses:
+			if in.err != nil {
+				return in.err
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
