@@ -1,0 +1,106 @@
+package cli
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"strconv"
+
+	"github.com/musterhq/muster/cmd/muster/bootstrap"
+	"github.com/spf13/cobra"
+)
+
+func (a *app) bootstrapCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "bootstrap",
+		Short: "Print the configuration with which a data plane starts",
+		Args:  noArgs,
+		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(a.bootstrapEnvoyCommand())
+	return cmd
+}
+
+// xdsPortDistance is how far the xDS port lies above the admin port, by default
+// and in `muster dev` at any --listen-offset.
+const xdsPortDistance = 7943 - 7443
+
+func (a *app) bootstrapEnvoyCommand() *cobra.Command {
+	var e bootstrap.Envoy
+	var tls bootstrap.TLS
+	cmd := &cobra.Command{
+		Use:   "envoy",
+		Short: "Print an Envoy bootstrap (Envoy 1.37 to 1.40)",
+		Long: `Print the bootstrap of an Envoy of the group. Nothing is asked of a server: the
+xDS address is the admin address's host and the port 500 above, unless
+--xds-address says otherwise.`,
+		Example: `  muster bootstrap envoy -g edge > envoy.yaml && envoy -c envoy.yaml
+  muster bootstrap envoy -g edge --sotw --http-port 9081 --https-port 9444 --admin-port 9902
+  muster bootstrap envoy -g edge --xds-address a.example.com:7943,b.example.com:7943 \
+      --xds-ca-file ca.pem --xds-cert-file dp.pem --xds-key-file dp.key`,
+		Args: noArgs,
+	}
+	fl := cmd.Flags()
+	fl.StringVar(&e.NodeID, "node-id", "", "the data plane's id (default envoy-HOSTNAME, with the port when --http-port is given)")
+	fl.BoolVar(&e.SotW, "sotw", false, "state of the world instead of delta")
+	fl.IntVar(&e.HTTPPort, "http-port", 0, "HTTP port (default 9080)")
+	fl.IntVar(&e.HTTPSPort, "https-port", 0, "HTTPS port (default 9443)")
+	fl.StringVar(&e.ListenAddress, "listen-address", "", "address to serve on (default 0.0.0.0)")
+	fl.IntVar(&e.AdminPort, "admin-port", 9901, "port of Envoy's admin interface, on 127.0.0.1; 0 picks one")
+	fl.StringSliceVar(&e.Servers, "xds-address", nil, "host:port of the servers' xDS ports, separated by commas")
+	fl.StringVar(&tls.CAFile, "xds-ca-file", "", "PEM file that verifies the servers")
+	fl.StringVar(&tls.CertFile, "xds-cert-file", "", "PEM file of the data plane's certificate")
+	fl.StringVar(&tls.KeyFile, "xds-key-file", "", "PEM file of the data plane's key")
+	a.groupFlag(cmd)
+	cmd.RunE = func(*cobra.Command, []string) error {
+		t, err := a.target()
+		if err != nil {
+			return err
+		}
+		e.Group = t.group
+		for _, p := range []int{e.HTTPPort, e.HTTPSPort, e.AdminPort} {
+			if p < 0 || p > 65535 {
+				return usagef("port %d is not between 0 and 65535", p)
+			}
+		}
+		if e.NodeID == "" {
+			if e.NodeID, err = defaultNodeID("envoy", e.HTTPPort); err != nil {
+				return err
+			}
+		}
+		if len(e.Servers) == 0 {
+			for _, ep := range t.endpoints {
+				host, port, _ := net.SplitHostPort(ep.hostport)
+				n, err := strconv.Atoi(port)
+				if err != nil {
+					return usagef("admin address %q has no numeric port; give --xds-address", ep.hostport)
+				}
+				e.Servers = append(e.Servers, net.JoinHostPort(host, strconv.Itoa(n+xdsPortDistance)))
+			}
+		}
+		if tls != (bootstrap.TLS{}) {
+			e.TLS = &tls
+		}
+		out, err := e.YAML()
+		if err != nil {
+			return usagef("%s", err)
+		}
+		_, err = a.env.Stdout.Write(out)
+		return err
+	}
+	return cmd
+}
+
+// defaultNodeID names a data plane by its machine, and by its port where several
+// may run on one.
+func defaultNodeID(kind string, port int) (string, error) {
+	host, err := os.Hostname()
+	if err != nil {
+		return "", fmt.Errorf("no host name for --node-id: %w", err)
+	}
+	id := kind + "-" + host
+	if port != 0 {
+		id += "-" + strconv.Itoa(port)
+	}
+	return id, nil
+}

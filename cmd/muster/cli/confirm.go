@@ -1,0 +1,32 @@
+package cli
+
+import (
+	"bufio"
+	"fmt"
+	"strings"
+)
+
+// confirm asks before something is destroyed: on a terminal for the name of
+// what is about to change, elsewhere it demands --yes, so that a script never
+// hangs and never destroys by accident.
+func (a *app) confirm(yes bool, deed, name, try string) error {
+	if yes {
+		return nil
+	}
+	if !a.env.StdinTTY {
+		return &usageError{
+			err: fmt.Errorf("%s needs a confirmation, and there is no terminal to ask on", deed),
+			try: try + " --yes",
+		}
+	}
+	fmt.Fprintf(a.env.Stderr, "This %s. Type %q to go on: ", deed, name)
+	line, err := bufio.NewReader(a.env.Stdin).ReadString('\n')
+	if err != nil && line == "" {
+		fmt.Fprintln(a.env.Stderr)
+		return usagef("no answer; nothing was changed")
+	}
+	if strings.TrimSpace(line) != name {
+		return usagef("the answer is not %q; nothing was changed", name)
+	}
+	return nil
+}

@@ -1,0 +1,320 @@
+package cli
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	musterv1 "github.com/musterhq/muster/proto/muster/v1"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/resolver"
+	"google.golang.org/grpc/resolver/manual"
+	"google.golang.org/grpc/status"
+)
+
+// defaultAdminAddr is where `muster dev` and a server on this machine listen.
+const defaultAdminAddr = "127.0.0.1:7443"
+
+// maxMessage bounds one answer; a group of 10,000 services is a few megabytes.
+const maxMessage = 256 << 20
+
+// endpoint is one admin address.
+type endpoint struct {
+	hostport string
+	tls      bool
+}
+
+// parseAddrs reads a list of URLs or host:port. Without a scheme, loopback is
+// plaintext, as `muster dev` serves it, and everything else TLS.
+func parseAddrs(list string) ([]endpoint, error) {
+	var eps []endpoint
+	for s := range strings.SplitSeq(list, ",") {
+		s = strings.TrimSpace(s)
+		if s == "" {
+			continue
+		}
+		ep := endpoint{hostport: s}
+		if scheme, _, ok := strings.Cut(s, "://"); ok {
+			u, err := url.Parse(s)
+			if err != nil || u.Host == "" {
+				return nil, usagef("address %q is not a URL", s)
+			}
+			switch scheme {
+			case "http", "grpc":
+			case "https", "grpcs":
+				ep.tls = true
+			default:
+				return nil, usagef("address %q: the scheme must be http or https", s)
+			}
+			if strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.User != nil {
+				return nil, usagef("address %q must be only a scheme, a host and a port", s)
+			}
+			ep.hostport = u.Host
+		}
+		host, port, err := net.SplitHostPort(ep.hostport)
+		if err != nil {
+			host, port = strings.Trim(ep.hostport, "[]"), "7443"
+			ep.hostport = net.JoinHostPort(host, port)
+		}
+		if host == "" || port == "" {
+			return nil, usagef("address %q has no host", s)
+		}
+		if !strings.Contains(s, "://") {
+			ep.tls = !loopback(host)
+		}
+		if len(eps) > 0 && eps[0].tls != ep.tls {
+			return nil, usagef("addresses %q mix plaintext and TLS", list)
+		}
+		eps = append(eps, ep)
+	}
+	if len(eps) == 0 {
+		return nil, usagef("no admin address")
+	}
+	return eps, nil
+}
+
+func loopback(host string) bool {
+	if host == "localhost" {
+		return true
+	}
+	ip, err := netip.ParseAddr(host)
+	return err == nil && ip.IsLoopback()
+}
+
+// target is a server, the key it wants and the group to work on.
+type target struct {
+	endpoints []endpoint
+	apiKey    string
+	caFile    string
+	group     string
+}
+
+// target resolves flag > environment > context > default. A context's key goes
+// to that context's address only.
+func (a *app) target() (target, error) {
+	saved, err := a.savedContext()
+	if err != nil {
+		return target{}, err
+	}
+	var t target
+	addr := a.addr
+	if addr == "" {
+		addr = a.env.getenv("MUSTER_ADDR")
+	}
+	fromContext := addr == "" && saved.Addr != ""
+	switch {
+	case fromContext:
+		addr = saved.Addr
+	case addr == "":
+		addr = defaultAdminAddr
+	}
+	if t.endpoints, err = parseAddrs(addr); err != nil {
+		return target{}, err
+	}
+	for _, ep := range t.endpoints {
+		host, _, _ := net.SplitHostPort(ep.hostport)
+		if !ep.tls && !loopback(host) && !a.insecure {
+			return target{}, &usageError{
+				err: fmt.Errorf("the API key would travel to %s in clear", ep.hostport),
+				try: "https://" + ep.hostport + ", or --insecure if you mean it",
+			}
+		}
+	}
+	switch {
+	case a.apiKeyFile != "":
+		t.apiKey, err = a.readKey(a.apiKeyFile)
+	case a.env.getenv("MUSTER_API_KEY") != "":
+		t.apiKey = strings.TrimSpace(a.env.getenv("MUSTER_API_KEY"))
+	case fromContext && saved.APIKey != "":
+		t.apiKey = saved.APIKey
+	case fromContext && saved.APIKeyFile != "":
+		t.apiKey, err = a.readKey(saved.APIKeyFile)
+	}
+	if err != nil {
+		return target{}, err
+	}
+	t.caFile = a.caFile
+	if t.caFile == "" && fromContext {
+		t.caFile = saved.CAFile
+	}
+	t.group = "default"
+	if saved.Group != "" {
+		t.group = saved.Group
+	}
+	if a.group != "" {
+		t.group = a.group
+	}
+	return t, nil
+}
+
+// client is a connection to the admin API.
+type client struct {
+	musterv1.AdminServiceClient
+	fleet  musterv1.FleetServiceClient
+	group  string
+	app    *app
+	target target
+	conn   *grpc.ClientConn
+}
+
+// connect prepares a connection; it is made when the first call needs it. Of
+// several addresses the first that answers is used. The caller closes it.
+func (a *app) connect() (*client, error) {
+	t, err := a.target()
+	if err != nil {
+		return nil, err
+	}
+	creds := insecure.NewCredentials()
+	if t.endpoints[0].tls {
+		conf := &tls.Config{MinVersion: tls.VersionTLS12}
+		if t.caFile != "" {
+			pem, err := os.ReadFile(t.caFile)
+			if err != nil {
+				return nil, fmt.Errorf("read --ca-file: %w", err)
+			}
+			conf.RootCAs = x509.NewCertPool()
+			if !conf.RootCAs.AppendCertsFromPEM(pem) {
+				return nil, usagef("%s holds no PEM certificate", t.caFile)
+			}
+		}
+		creds = credentials.NewTLS(conf)
+	}
+	addrs := make([]resolver.Address, len(t.endpoints))
+	for i, ep := range t.endpoints {
+		host, _, _ := net.SplitHostPort(ep.hostport)
+		addrs[i] = resolver.Address{Addr: ep.hostport, ServerName: host}
+	}
+	res := manual.NewBuilderWithScheme("muster")
+	res.InitialState(resolver.State{Addresses: addrs})
+	conn, err := grpc.NewClient("muster:///"+t.endpoints[0].hostport,
+		grpc.WithResolvers(res),
+		grpc.WithTransportCredentials(creds),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
+		grpc.WithDisableRetry(), // retry below is the one place that retries
+		grpc.WithUserAgent("muster-cli/"+readBuildVersion().Version),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
+			MinConnectTimeout: 3 * time.Second,
+		}),
+		grpc.WithUnaryInterceptor(a.unary(t)),
+		grpc.WithStreamInterceptor(func(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, streamer grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+			return streamer(withKey(ctx, t.apiKey), desc, cc, method, opts...)
+		}),
+	)
+	if err != nil {
+		return nil, fmt.Errorf("connect: %w", err)
+	}
+	return &client{
+		AdminServiceClient: musterv1.NewAdminServiceClient(conn),
+		fleet:              musterv1.NewFleetServiceClient(conn),
+		group:              t.group,
+		app:                a,
+		target:             t,
+		conn:               conn,
+	}, nil
+}
+
+func (c *client) close() { _ = c.conn.Close() }
+
+// unary adds the key and retries what may be retried: every write carries a
+// request_id, so a repeated one returns the first answer.
+func (a *app) unary(t target) grpc.UnaryClientInterceptor {
+	return func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+		ctx, cancel := context.WithTimeout(withKey(ctx, t.apiKey), a.requestTimeout)
+		defer cancel()
+		return a.retry(ctx, t, func() error { return invoke(ctx, method, req, reply, cc, opts...) })
+	}
+}
+
+// How long a call is repeated: a server that cannot be reached may be starting
+// again, one that answers "no leader" will have one after an election.
+const (
+	retryUnreachable = 3 * time.Second
+	retryNoLeader    = 15 * time.Second
+)
+
+func (a *app) retry(ctx context.Context, t target, call func() error) error {
+	wait := 50 * time.Millisecond
+	said := false
+	for start := time.Now(); ; wait = min(2*wait, time.Second) {
+		err := call()
+		if status.Code(err) != codes.Unavailable {
+			return err
+		}
+		limit := retryUnreachable
+		if serverAnswered(err) {
+			limit = retryNoLeader
+		}
+		if time.Since(start)+wait > limit {
+			return unavailable(t, err)
+		}
+		if !said && time.Since(start) > 500*time.Millisecond && a.env.StderrTTY {
+			said = true
+			a.say("%s does not answer; trying again ...", t)
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return unavailable(t, err)
+		case <-timer.C:
+		}
+	}
+}
+
+func unavailable(t target, err error) error {
+	if serverAnswered(err) {
+		return &failure{err: fmt.Errorf("%s: %s", t, message(err)), code: exitUnavailable, try: "again in a moment; the servers are choosing a leader or starting"}
+	}
+	try := "check MUSTER_ADDR, --addr or the context"
+	if len(t.endpoints) == 1 && t.endpoints[0].hostport == defaultAdminAddr {
+		try = "muster dev, which starts a server here; or set MUSTER_ADDR"
+	}
+	return &failure{err: fmt.Errorf("%s cannot be reached: %s", t, transportCause(message(err))), code: exitUnavailable, try: try}
+}
+
+// transportCause keeps what the operating system said of gRPC's long message.
+func transportCause(msg string) string {
+	if i := strings.LastIndex(msg, "desc = "); i >= 0 {
+		msg = msg[i+len("desc = "):]
+	}
+	msg = strings.TrimPrefix(msg, "last connection error: ")
+	msg = strings.TrimPrefix(msg, "connection error: ")
+	if i := strings.LastIndex(msg, "dial tcp "); i >= 0 {
+		if _, cause, ok := strings.Cut(msg[i:], ": "); ok {
+			msg = cause
+		}
+	}
+	return strings.Trim(msg, `"`)
+}
+
+func (t target) String() string {
+	names := make([]string, len(t.endpoints))
+	for i, ep := range t.endpoints {
+		names[i] = ep.hostport
+	}
+	return strings.Join(names, ", ")
+}
+
+func withKey(ctx context.Context, key string) context.Context {
+	if key == "" {
+		return ctx
+	}
+	return metadata.AppendToOutgoingContext(ctx, "x-api-key", key)
+}
+
+// requestID makes a write safe to repeat.
+func requestID() string { return rand.Text() }
