@@ -73,6 +73,19 @@ func requestKey(cmd *musterv1.Command) (string, error) {
 	return strings.Join([]string{group, verb, id, cmd.GetAuthor()}, "\x00"), nil
 }
 
+// Replay returns the answer that Apply would give to a command whose
+// request_id is remembered; false when it is not. Callers that judge a command
+// before they propose it ask first: the group may have moved on since.
+func (s *State) Replay(cmd *musterv1.Command) (Result, bool) {
+	key, err := requestKey(cmd)
+	if err != nil {
+		return Result{}, false
+	}
+	first, known := s.requests.get(key)
+	first.Replayed = known
+	return first, known
+}
+
 func (r requests) get(key string) (Result, bool) {
 	if key == "" {
 		return Result{}, false

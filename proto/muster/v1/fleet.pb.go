@@ -589,6 +589,9 @@ type WaitRequest struct {
 	AckedPercent uint32 `protobuf:"varint,3,opt,name=acked_percent,json=ackedPercent,proto3" json:"acked_percent,omitempty"`
 	// At least this many data planes must be connected. Default 1.
 	MinDataPlanes *uint32 `protobuf:"varint,4,opt,name=min_data_planes,json=minDataPlanes,proto3,oneof" json:"min_data_planes,omitempty"`
+	// How long to wait at most; the answer then is DeadlineExceeded with the last
+	// WaitResponse as a detail. Absent: until the call's own deadline.
+	Timeout       *durationpb.Duration `protobuf:"bytes,5,opt,name=timeout,proto3" json:"timeout,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -649,6 +652,13 @@ func (x *WaitRequest) GetMinDataPlanes() uint32 {
 		return *x.MinDataPlanes
 	}
 	return 0
+}
+
+func (x *WaitRequest) GetTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.Timeout
+	}
+	return nil
 }
 
 type WaitResponse struct {
@@ -912,12 +922,13 @@ const file_muster_v1_fleet_proto_rawDesc = "" +
 	"\x16ListDataPlanesResponse\x125\n" +
 	"\vdata_planes\x18\x01 \x03(\v2\x14.muster.v1.DataPlaneR\n" +
 	"dataPlanes\x12%\n" +
-	"\x0egroup_revision\x18\x02 \x01(\x04R\rgroupRevision\"\xa5\x01\n" +
+	"\x0egroup_revision\x18\x02 \x01(\x04R\rgroupRevision\"\xda\x01\n" +
 	"\vWaitRequest\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\tR\x05group\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\x12#\n" +
 	"\racked_percent\x18\x03 \x01(\rR\fackedPercent\x12+\n" +
-	"\x0fmin_data_planes\x18\x04 \x01(\rH\x00R\rminDataPlanes\x88\x01\x01B\x12\n" +
+	"\x0fmin_data_planes\x18\x04 \x01(\rH\x00R\rminDataPlanes\x88\x01\x01\x123\n" +
+	"\atimeout\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\atimeoutB\x12\n" +
 	"\x10_min_data_planes\"\xa2\x01\n" +
 	"\fWaitResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12\x14\n" +
@@ -985,17 +996,18 @@ var file_muster_v1_fleet_proto_depIdxs = []int32{
 	12, // 7: muster.v1.Refusal.objects:type_name -> muster.v1.ResourceKey
 	11, // 8: muster.v1.Refusal.at:type_name -> google.protobuf.Timestamp
 	1,  // 9: muster.v1.ListDataPlanesResponse.data_planes:type_name -> muster.v1.DataPlane
-	1,  // 10: muster.v1.WaitResponse.missing:type_name -> muster.v1.DataPlane
-	9,  // 11: muster.v1.Manifest.types:type_name -> muster.v1.TypeDigest
-	4,  // 12: muster.v1.FleetService.ListDataPlanes:input_type -> muster.v1.ListDataPlanesRequest
-	6,  // 13: muster.v1.FleetService.Wait:input_type -> muster.v1.WaitRequest
-	5,  // 14: muster.v1.FleetService.ListDataPlanes:output_type -> muster.v1.ListDataPlanesResponse
-	7,  // 15: muster.v1.FleetService.Wait:output_type -> muster.v1.WaitResponse
-	14, // [14:16] is the sub-list for method output_type
-	12, // [12:14] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	10, // 10: muster.v1.WaitRequest.timeout:type_name -> google.protobuf.Duration
+	1,  // 11: muster.v1.WaitResponse.missing:type_name -> muster.v1.DataPlane
+	9,  // 12: muster.v1.Manifest.types:type_name -> muster.v1.TypeDigest
+	4,  // 13: muster.v1.FleetService.ListDataPlanes:input_type -> muster.v1.ListDataPlanesRequest
+	6,  // 14: muster.v1.FleetService.Wait:input_type -> muster.v1.WaitRequest
+	5,  // 15: muster.v1.FleetService.ListDataPlanes:output_type -> muster.v1.ListDataPlanesResponse
+	7,  // 16: muster.v1.FleetService.Wait:output_type -> muster.v1.WaitResponse
+	15, // [15:17] is the sub-list for method output_type
+	13, // [13:15] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_muster_v1_fleet_proto_init() }

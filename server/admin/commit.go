@@ -1,0 +1,160 @@
+package admin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"google.golang.org/protobuf/proto"
+
+	musterv1 "github.com/musterhq/muster/proto/muster/v1"
+	"github.com/musterhq/muster/raftstore/state"
+	"github.com/musterhq/muster/resource"
+)
+
+// unmaskTries bounds how often a transaction that keeps stored secrets is
+// evaluated again because the group moved on meanwhile.
+const unmaskTries = 5
+
+// Commit implements AdminService.
+func (s *Service) Commit(ctx context.Context, req *musterv1.CommitRequest) (*musterv1.CommitResponse, error) {
+	changes, err := s.prepare(req)
+	if err != nil {
+		return nil, toStatus(err)
+	}
+	for try := 1; ; try++ {
+		resp, pinned, err := s.commit(ctx, req, changes)
+		var conflict *state.RevisionConflict
+		if pinned && try < unmaskTries && errors.As(err, &conflict) {
+			continue
+		}
+		return resp, toStatus(err)
+	}
+}
+
+// commit evaluates and proposes once. pinned says that the revision was
+// expected by this server, not by the caller.
+func (s *Service) commit(ctx context.Context, req *musterv1.CommitRequest, changes []*musterv1.Change) (resp *musterv1.CommitResponse, pinned bool, err error) {
+	g, err := s.readGroup(ctx, req.GetGroup(), false)
+	if err != nil {
+		return nil, false, err
+	}
+	cmd := &musterv1.CommitCommand{
+		Group:            g.ID(),
+		ExpectedRevision: req.ExpectedRevision,
+		Message:          req.GetMessage(),
+	}
+	var restored bool
+	cmd.Changes, restored, err = s.unmaskAll(g, changes)
+	if err != nil {
+		return nil, false, err
+	}
+	if err := s.checkObjects(cmd.Changes); err != nil {
+		return nil, false, err
+	}
+	if restored && cmd.ExpectedRevision == nil {
+		// The stored secrets were read at this revision: were they replaced before
+		// this transaction is applied, it would bring the old ones back.
+		cmd.ExpectedRevision, pinned = proto.Uint64(g.Revision()), true
+	}
+	resp, err = s.propose(ctx, g, cmd, req.GetRequestId(), req.GetDryRun())
+	return resp, pinned, err
+}
+
+// propose is the common end of Commit and Rollback.
+func (s *Service) propose(ctx context.Context, g *state.Group, cmd *musterv1.CommitCommand, requestID string, dryRun bool) (*musterv1.CommitResponse, error) {
+	full := s.command(ctx, requestID)
+	full.Command = &musterv1.Command_Commit{Commit: cmd}
+	if requestID != "" && !dryRun {
+		// A retry must get the first answer, although the group has moved on since
+		// and would judge the transaction differently.
+		if res, known := s.cfg.Store.State().Replay(full); known {
+			return res.Commit, res.Err
+		}
+	}
+	after, diff, answer, err := state.Preview(g, cmd, full.GetAuthor(), full.GetTime())
+	if err != nil {
+		var problems resource.Problems
+		if errors.As(err, &problems) {
+			return nil, &invalidError{violationsOf(problems, cmd.GetChanges())}
+		}
+		return nil, err
+	}
+	if err := s.judge(g, cmd.GetChanges(), after, diff); err != nil {
+		return nil, err
+	}
+	if dryRun {
+		redactAll(answer.GetChanges())
+		return answer, nil
+	}
+	res, err := s.apply(ctx, full)
+	if err != nil {
+		return nil, err
+	}
+	return res.Commit, nil
+}
+
+// unmaskAll puts stored secrets back where the changes hold the mask. The
+// changes stay as they are: a second try begins with the masks again.
+func (s *Service) unmaskAll(g *state.Group, changes []*musterv1.Change) ([]*musterv1.Change, bool, error) {
+	out := make([]*musterv1.Change, len(changes))
+	restored := false
+	var vs []violation
+	for i, c := range changes {
+		out[i] = c
+		if c.GetPut() == nil {
+			continue
+		}
+		key := resource.KeyOf(c.GetPut())
+		var stored *musterv1.Resource
+		if e, ok := g.View().Get(key); ok {
+			stored = e.Resource
+		}
+		put := proto.CloneOf(c.GetPut())
+		r, unresolved := unmask(put, stored)
+		for _, path := range unresolved {
+			vs = append(vs, violation{
+				field: putPath(i, key) + "." + path, code: resource.CodeInvalid,
+				message: fmt.Sprintf("is %s, which stands for a stored secret, and none is stored", mask),
+				hint:    "write the secret itself, or read the object with its secrets revealed",
+			})
+		}
+		if r {
+			restored = true
+			out[i] = &musterv1.Change{Action: &musterv1.Change_Put{Put: put}}
+		}
+	}
+	if len(vs) > 0 {
+		return nil, false, &invalidError{bounded(vs)}
+	}
+	return out, restored, nil
+}
+
+// redactAll masks the secrets in a diff. The bodies are shared with the store,
+// so they are replaced, not changed.
+func redactAll(changes []*musterv1.ResourceChange) {
+	for _, c := range changes {
+		c.Before, c.After = redactChange(c.GetBefore(), c.GetAfter())
+	}
+}
+
+// Rollback implements AdminService.
+func (s *Service) Rollback(ctx context.Context, req *musterv1.RollbackRequest) (*musterv1.RollbackResponse, error) {
+	if req.GetToRevision() == 0 {
+		return nil, toStatus(requiredField("to_revision"))
+	}
+	g, err := s.readGroup(ctx, req.GetGroup(), false)
+	if err != nil {
+		return nil, toStatus(err)
+	}
+	resp, err := s.propose(ctx, g, &musterv1.CommitCommand{
+		Group:            g.ID(),
+		ExpectedRevision: req.ExpectedRevision,
+		Message:          req.GetMessage(),
+		RollbackTo:       req.GetToRevision(),
+	}, req.GetRequestId(), req.GetDryRun())
+	if err != nil {
+		return nil, toStatus(err)
+	}
+	return &musterv1.RollbackResponse{Revision: resp.GetRevision(), Epoch: resp.GetEpoch(), Changes: resp.GetChanges()}, nil
+}

@@ -1,0 +1,130 @@
+package admin
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	musterv1 "github.com/musterhq/muster/proto/muster/v1"
+	"github.com/musterhq/muster/raftstore/state"
+	"github.com/musterhq/muster/resource"
+	"github.com/musterhq/muster/server/auth"
+	"github.com/musterhq/muster/server/fleet"
+)
+
+// Store is the replicated store, as far as the API needs it.
+type Store interface {
+	// Apply commits a command; it returns when the command is applied here.
+	Apply(ctx context.Context, cmd *musterv1.Command) (state.Result, error)
+	// State is the state as this server has it.
+	State() *state.State
+	// ReadIndex returns once State reflects everything that was committed before
+	// the call.
+	ReadIndex(ctx context.Context) error
+	// Leader tells who leads, if anyone.
+	Leader() (id, addr string, isSelf bool)
+}
+
+// Compiler tries a transaction out.
+type Compiler interface {
+	// Trial compiles what a transaction would make of a group and returns what
+	// cannot be compiled, for the objects it touches.
+	Trial(g *state.Group, after state.View, changes []state.Change) resource.Problems
+}
+
+// Fleet knows the data planes.
+type Fleet interface {
+	List(group string, opts fleet.ListOptions) []*musterv1.DataPlane
+	Wait(ctx context.Context, group string, spec fleet.WaitSpec, progress func(*musterv1.WaitResponse) error) error
+	Connected(group string) int
+}
+
+// Config holds what the services work with. All fields but Logger are required.
+type Config struct {
+	Store    Store
+	Compiler Compiler
+	Fleet    Fleet
+	// Plugins checks plugin configurations.
+	Plugins resource.PluginSet
+	// Now is the clock: it stamps revisions and judges certificates.
+	Now func() time.Time
+	// ServerID and Version are what GetServerInfo answers.
+	ServerID, Version string
+	Logger            *slog.Logger
+}
+
+// Service implements the services of admin.proto and fleet.proto. Its methods
+// may be called concurrently.
+type Service struct {
+	musterv1.UnimplementedAdminServiceServer
+	musterv1.UnimplementedFleetServiceServer
+	cfg Config
+}
+
+var (
+	_ musterv1.AdminServiceServer = (*Service)(nil)
+	_ musterv1.FleetServiceServer = (*Service)(nil)
+)
+
+// New returns the services.
+func New(cfg Config) *Service { return &Service{cfg: cfg} }
+
+// Register adds the services to a gRPC server.
+func (s *Service) Register(r grpc.ServiceRegistrar) {
+	musterv1.RegisterAdminServiceServer(r, s)
+	musterv1.RegisterFleetServiceServer(r, s)
+}
+
+// command returns a command of the caller, stamped by this server's clock.
+func (s *Service) command(ctx context.Context, requestID string) *musterv1.Command {
+	return &musterv1.Command{
+		Author:    author(ctx),
+		Time:      timestamppb.New(s.cfg.Now().UTC()),
+		RequestId: requestID,
+	}
+}
+
+// author is who asked, as recorded with the revision.
+func author(ctx context.Context) string {
+	id, _ := auth.FromContext(ctx)
+	return id.Name
+}
+
+// apply proposes a command and returns its result or the reason against it.
+func (s *Service) apply(ctx context.Context, cmd *musterv1.Command) (state.Result, error) {
+	res, err := s.cfg.Store.Apply(ctx, cmd)
+	if err != nil {
+		return state.Result{}, err
+	}
+	return res, res.Err
+}
+
+// read returns the state to answer from: linearizable unless stale is good
+// enough.
+func (s *Service) read(ctx context.Context, stale bool) (*state.State, error) {
+	if !stale {
+		if err := s.cfg.Store.ReadIndex(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return s.cfg.Store.State(), nil
+}
+
+// readGroup is read for one group, by id or name.
+func (s *Service) readGroup(ctx context.Context, idOrName string, stale bool) (*state.Group, error) {
+	if idOrName == "" {
+		return nil, requiredField("group")
+	}
+	st, err := s.read(ctx, stale)
+	if err != nil {
+		return nil, err
+	}
+	g, ok := st.Group(idOrName)
+	if !ok {
+		return nil, &state.NotFoundError{Group: idOrName}
+	}
+	return g, nil
+}
