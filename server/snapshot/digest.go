@@ -1,0 +1,97 @@
+package snapshot
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"hash/maphash"
+	"math/bits"
+)
+
+// Digest is a sum modulo 2^256, least significant limb first. It identifies the
+// content of a set, whatever the order of its resources.
+type Digest [4]uint64
+
+// digestOf is SHA-256(name, 0, content) as a number.
+func digestOf(name, content string) Digest {
+	buf := make([]byte, 0, 160)
+	buf = append(buf, name...)
+	buf = append(buf, 0)
+	buf = append(buf, content...)
+	sum := sha256.Sum256(buf)
+	var d Digest
+	for i := range d {
+		d[i] = binary.BigEndian.Uint64(sum[24-8*i:])
+	}
+	return d
+}
+
+func (d *Digest) add(o Digest) {
+	var carry uint64
+	for i := range d {
+		d[i], carry = bits.Add64(d[i], o[i], carry)
+	}
+}
+
+func (d *Digest) sub(o Digest) {
+	var borrow uint64
+	for i := range d {
+		d[i], borrow = bits.Sub64(d[i], o[i], borrow)
+	}
+}
+
+// Bytes returns the sum as 32 big-endian bytes.
+func (d Digest) Bytes() []byte {
+	out := make([]byte, 32)
+	for i := range d {
+		binary.BigEndian.PutUint64(out[24-8*i:], d[i])
+	}
+	return out
+}
+
+// fingerprint is what Digest is, but cheap and of this process only: a client's
+// whole map of versions is compared with a set by one addition per entry.
+type fingerprint uint64
+
+// seed makes fingerprints unpredictable to clients; it never changes.
+var seed = maphash.MakeSeed()
+
+func printOf[T, U string | []byte](name T, content U) fingerprint {
+	return fingerprint(mix(hash(name) + 0x9e3779b97f4a7c15*bits.RotateLeft64(hash(content), 31)))
+}
+
+func namePrintOf[T string | []byte](name T) fingerprint { return fingerprint(mix(hash(name))) }
+
+func hash[T string | []byte](s T) uint64 {
+	switch s := any(s).(type) {
+	case string:
+		return maphash.String(seed, s)
+	case []byte:
+		return maphash.Bytes(seed, s)
+	}
+	panic("unreachable")
+}
+
+// mix spreads a hash over all bits, so that sums of mixed hashes are equal only
+// where the summands are.
+func mix(x uint64) uint64 {
+	x ^= x >> 32
+	x *= 0xd6e8feb86659fd93
+	x ^= x >> 32
+	x *= 0xd6e8feb86659fd93
+	return x ^ x>>32
+}
+
+// Tally sums up what a client says it holds, for comparison with sets.
+type Tally struct {
+	n     int
+	print fingerprint
+	names fingerprint
+}
+
+// Add counts a resource of the client's, by its name and version.
+func (t *Tally) Add(name, version []byte) {
+	_, content, _ := ParseVersion(version)
+	t.n++
+	t.print += printOf(name, content)
+	t.names += namePrintOf(name)
+}
