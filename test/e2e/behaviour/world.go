@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/musterhq/muster/test/e2e/pki"
+	"github.com/musterhq/muster/test/e2e/ports"
 	"github.com/musterhq/muster/test/e2e/upstream"
 )
 
@@ -42,11 +43,12 @@ func NewWorld(c *Case, authority *pki.Authority) (*World, error) {
 			w.backends[name] = b
 		}
 	}
-	var err error
-	if w.dead, err = unusedPort(); err != nil {
+	dead, err := ports.Free()
+	if err != nil {
 		w.Close()
 		return nil, err
 	}
+	w.dead = strconv.Itoa(dead)
 	return w, nil
 }
 
@@ -91,18 +93,6 @@ func (w *World) tries() map[string]int {
 		all[name] = b.Requests()
 	}
 	return all
-}
-
-// unusedPort finds a port that was free a moment ago. It lies below the range
-// that the kernel hands out by itself, so it stays free.
-func unusedPort() (string, error) {
-	for port := 20000; port < 30000; port++ {
-		lis, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
-		if err == nil {
-			return strconv.Itoa(port), lis.Close()
-		}
-	}
-	return "", errors.New("no free port")
 }
 
 // A `$` before anything but a lower-case letter is left alone, as in regular

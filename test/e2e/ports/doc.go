@@ -1,0 +1,3 @@
+// Package ports hands out TCP ports of the loopback to processes that must be
+// told theirs beforehand.
+package ports
