@@ -76,6 +76,7 @@ Start here:  muster dev`,
 			root.AddCommand(c)
 		}
 	}
+	add("run", a.devCommand(), a.serverCommand(), a.gatewayCommand(), a.configCommand())
 	add("config", a.groupCommand(), a.applyCommand(), a.syncCommand(), a.diffCommand(), a.getCommand(), a.deleteCommand(), a.historyCommand(), a.rollbackCommand())
 	add("fleet", a.dpCommand(), a.waitCommand(), a.bootstrapCommand())
 	add("local", a.lintCommand(), a.contextCommand(), a.versionCommand())

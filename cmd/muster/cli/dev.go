@@ -1,0 +1,132 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"github.com/musterhq/muster/cmd/muster/dev"
+	"github.com/spf13/cobra"
+)
+
+func (a *app) devCommand() *cobra.Command {
+	var cfg dev.Config
+	var gateways, offset int
+	var level string
+	cmd := &cobra.Command{
+		Use:   "dev",
+		Short: "Run a whole muster on this machine: server, gateway, upstream, a first group",
+		Long: `Run a one-node server, embedded gateways, an echo upstream and a group "default"
+with one service, in one process and on loopback only. What you change is kept
+in --data-dir and there again at the next start.`,
+		Example: `  muster dev
+  muster dev --gateways 3
+  muster dev --gateways 0 --listen-offset 100 --data-dir /tmp/second`,
+		Args: noArgs,
+	}
+	fl := cmd.Flags()
+	fl.StringVar(&cfg.DataDir, "data-dir", "", "directory to keep everything in (default: muster/dev in the user's cache directory)")
+	fl.IntVar(&gateways, "gateways", 1, "embedded gateways to run; 0 for none")
+	fl.StringVar(&cfg.APIKey, "api-key", "", "key of the admin API (default: made once and kept in the data directory)")
+	fl.IntVar(&offset, "listen-offset", 0, "number added to every port, so that several can run side by side")
+	fl.StringVar(&level, "log-level", "warn", "debug, info, warn or error")
+	_ = cmd.MarkFlagDirname("data-dir")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		var err error
+		if cfg.Logger, err = newLogger(a.env.Stderr, level, "text"); err != nil {
+			return err
+		}
+		if err := cfg.Addresses(offset, gateways); err != nil {
+			return usagef("%s", err)
+		}
+		if cfg.DataDir == "" {
+			if cfg.DataDir, err = devDataDir(offset); err != nil {
+				return err
+			}
+		}
+		if cfg.DataDir, err = filepath.Abs(cfg.DataDir); err != nil {
+			return err
+		}
+		cfg.Version = readBuildVersion().Version
+		cfg.Ready = a.devBanner
+		err = dev.Run(cmd.Context(), cfg)
+		if errors.Is(err, syscall.EADDRINUSE) {
+			return &failure{err: err, code: exitConflict, try: "muster dev --listen-offset " + strconv.Itoa(offset+100)}
+		}
+		if err != nil {
+			return &failure{err: err, code: exitUnavailable}
+		}
+		a.say("Stopped.")
+		return nil
+	}
+	return cmd
+}
+
+// devDataDir names the directory that is used unless another is asked for; each
+// offset has its own, so that several can run side by side.
+func devDataDir(offset int) (string, error) {
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return "", &usageError{err: fmt.Errorf("no cache directory for this user: %w", err), try: "muster dev --data-dir DIR"}
+	}
+	name := "dev"
+	if offset > 0 {
+		name += "+" + strconv.Itoa(offset)
+	}
+	return filepath.Join(cache, "muster", name), nil
+}
+
+// devBanner tells where everything is and what to try.
+func (a *app) devBanner(i dev.Info) {
+	w := a.env.Stdout
+	fmt.Fprintf(w, "muster dev is running. Ctrl-C stops it.\n\n")
+	t := &table{}
+	t.row("  admin API", i.AdminAddr)
+	t.row("  xDS", i.XDSAddr)
+	for _, g := range i.Gateways {
+		t.row("  "+g.ID, "http://"+g.HTTP+"   https://"+g.HTTPS+"   http://"+g.Status+"/status")
+	}
+	t.row("  echo upstream", "http://"+i.EchoAddr)
+	t.row("  data", i.DataDir)
+	t.row("  API key", i.APIKey)
+	if i.APIKeyFile != "" {
+		t.row("", "kept in "+i.APIKeyFile)
+	}
+	_ = t.flush(w)
+	if i.GroupIsNew {
+		fmt.Fprintf(w, "\nGroup %q is new; it holds one service, the echo upstream.\n", i.Group)
+	}
+	if i.GatewaysOwe {
+		a.say("Not every gateway has caught up yet; see: muster dp status")
+	}
+	if len(i.Gateways) > 0 {
+		fmt.Fprintf(w, "\nTry:\n\n  curl http://%s/echo/hello\n", i.Gateways[0].HTTP)
+	}
+	self := selfCommand()
+	key := i.APIKey
+	if i.APIKeyFile != "" {
+		key = `"$(cat ` + shellQuote(i.APIKeyFile) + `)"`
+	}
+	fmt.Fprintf(w, "\nIn another terminal:\n\n  export MUSTER_ADDR=%s MUSTER_API_KEY=%s\n", i.AdminAddr, key)
+	for _, args := range []string{"get", "dp status", "apply -f examples/shop.yaml --wait", "history", "bootstrap envoy --http-port 9081 > envoy.yaml"} {
+		fmt.Fprintf(w, "  %s %s\n", self, args)
+	}
+	fmt.Fprintln(w)
+}
+
+// selfCommand is how this program was called: `go run` leaves it in a directory
+// that is gone afterwards.
+func selfCommand() string {
+	exe, err := os.Executable()
+	if err == nil && strings.Contains(exe, string(filepath.Separator)+"go-build") {
+		return "go run ./cmd/muster"
+	}
+	if len(os.Args) > 0 && strings.ContainsRune(os.Args[0], filepath.Separator) {
+		return shellQuote(os.Args[0])
+	}
+	return "muster"
+}

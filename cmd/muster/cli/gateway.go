@@ -1,0 +1,112 @@
+package cli
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"net"
+	"os"
+
+	"github.com/musterhq/muster/cmd/muster/bootstrap"
+	"github.com/musterhq/muster/dataplane/gateway"
+	"github.com/spf13/cobra"
+)
+
+func (a *app) gatewayCommand() *cobra.Command {
+	var cfg gateway.Config
+	var files bootstrap.TLS
+	var level, format string
+	cmd := &cobra.Command{
+		Use:   "gateway",
+		Short: "Run the embedded gateway as a data plane of a group",
+		Long: `Run muster's embedded gateway, a data plane in Go for development and tests. It
+subscribes to the group at --servers, and with --cache-dir starts from the last
+good configuration when no server answers.`,
+		Example: `  muster gateway -g default --servers 127.0.0.1:7943
+  muster gateway -g edge --servers a:7943,b:7943 --cache-dir /var/lib/muster-gateway \
+      --xds-ca-file ca.pem --xds-cert-file dp.pem --xds-key-file dp.key`,
+		Args: noArgs,
+	}
+	fl := cmd.Flags()
+	fl.StringSliceVar(&cfg.Servers, "servers", []string{"127.0.0.1:7943"}, "host:port of the servers' xDS ports, separated by commas")
+	fl.StringVar(&cfg.NodeID, "node-id", "", "the data plane's id (default gateway-HOSTNAME)")
+	fl.StringVar(&cfg.HTTPAddr, "http-addr", "0.0.0.0:9080", "where to serve HTTP; empty serves none")
+	fl.StringVar(&cfg.HTTPSAddr, "https-addr", "0.0.0.0:9443", "where to serve HTTPS; empty serves none")
+	fl.StringVar(&cfg.StatusAddr, "status-addr", "127.0.0.1:7085", "where to serve /status; empty serves none")
+	fl.StringVar(&cfg.CacheDir, "cache-dir", "", "directory for the last good configuration; empty keeps none")
+	fl.StringVar(&files.CAFile, "xds-ca-file", "", "PEM file that verifies the servers")
+	fl.StringVar(&files.CertFile, "xds-cert-file", "", "PEM file of the data plane's certificate")
+	fl.StringVar(&files.KeyFile, "xds-key-file", "", "PEM file of the data plane's key")
+	fl.StringVar(&level, "log-level", "info", "debug, info, warn or error")
+	fl.StringVar(&format, "log-format", "text", "text or json")
+	a.groupFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		t, err := a.target()
+		if err != nil {
+			return err
+		}
+		cfg.Group, cfg.Version = t.group, readBuildVersion().Version
+		if cfg.NodeID == "" {
+			if cfg.NodeID, err = defaultNodeID("gateway", 0); err != nil {
+				return err
+			}
+		}
+		if cfg.Logger, err = newLogger(a.env.Stderr, level, format); err != nil {
+			return err
+		}
+		if cfg.TLS, err = dataPlaneTLS(files); err != nil {
+			return err
+		}
+		if cfg.TLS == nil {
+			for _, s := range cfg.Servers {
+				if host, _, _ := net.SplitHostPort(s); !loopback(host) && !a.insecure {
+					return &usageError{
+						err: fmt.Errorf("%s would be asked in plaintext", s),
+						try: "--xds-ca-file, --xds-cert-file and --xds-key-file; or --insecure if you mean it",
+					}
+				}
+			}
+			cfg.Insecure = true
+		}
+		g, err := gateway.New(cfg)
+		if err != nil {
+			return usagef("%s", err)
+		}
+		a.say("Gateway %s of group %s. Ctrl-C stops it.", cfg.NodeID, cfg.Group)
+		if err := g.Run(cmd.Context()); err != nil && cmd.Context().Err() == nil {
+			return &failure{err: err, code: exitUnavailable}
+		}
+		return nil
+	}
+	return cmd
+}
+
+// dataPlaneTLS reads a data plane's certificate; nil when no file is named.
+func dataPlaneTLS(f bootstrap.TLS) (*tls.Config, error) {
+	if f == (bootstrap.TLS{}) {
+		return nil, nil
+	}
+	if f.CAFile == "" || f.CertFile == "" || f.KeyFile == "" {
+		return nil, usagef("--xds-ca-file, --xds-cert-file and --xds-key-file belong together")
+	}
+	pem, err := os.ReadFile(f.CAFile)
+	if err != nil {
+		return nil, fmt.Errorf("read --xds-ca-file: %w", err)
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(pem) {
+		return nil, usagef("%s holds no PEM certificate", f.CAFile)
+	}
+	if _, err := tls.LoadX509KeyPair(f.CertFile, f.KeyFile); err != nil {
+		return nil, fmt.Errorf("read the data plane's certificate: %w", err)
+	}
+	return &tls.Config{
+		MinVersion: tls.VersionTLS13,
+		RootCAs:    roots,
+		// Read anew for each connection, so that a renewed certificate is used.
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			cert, err := tls.LoadX509KeyPair(f.CertFile, f.KeyFile)
+			return &cert, err
+		},
+	}, nil
+}

@@ -1,0 +1,79 @@
+package dev
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strconv"
+)
+
+// The ports of `muster dev` at offset 0; those of the server and the data plane
+// are the ones muster and API7 are known by.
+const (
+	adminPort  = 7443
+	xdsPort    = 7943
+	httpPort   = 9080
+	httpsPort  = 9443
+	statusPort = 7085
+	echoPort   = 7180
+)
+
+// Config says what to run.
+type Config struct {
+	// DataDir holds everything that is kept. It is made with mode 0700.
+	DataDir string
+	// APIKey is the key of the admin API. When empty, the one in DataDir/api-key
+	// is used, which is made, with mode 0600, when there is none.
+	APIKey string
+	// AdminAddr, XDSAddr and EchoAddr are host:port on loopback; port 0 picks one.
+	AdminAddr, XDSAddr, EchoAddr string
+	// Gateways are the embedded gateways to run.
+	Gateways []GatewayAddrs
+	// Version is what the server and the gateways report.
+	Version string
+	// Logger takes structured logs.
+	Logger *slog.Logger
+	// Ready is called once, when everything runs.
+	Ready func(Info)
+}
+
+// GatewayAddrs says where one gateway listens.
+type GatewayAddrs struct{ HTTP, HTTPS, Status string }
+
+// Info says where everything is.
+type Info struct {
+	DataDir string
+	// APIKey is the key; APIKeyFile the file that holds it, empty when it was given.
+	APIKey, APIKeyFile      string
+	AdminAddr, XDSAddr      string
+	EchoAddr                string
+	Gateways                []GatewayInfo
+	Group                   string
+	GroupIsNew, GatewaysOwe bool // GatewaysOwe: not every gateway has caught up yet
+}
+
+// GatewayInfo says where one gateway listens. Its addresses are those asked for
+// where the listener is not bound yet.
+type GatewayInfo struct {
+	ID string
+	GatewayAddrs
+}
+
+// Addresses fills in the known ports, each plus offset. The second gateway gets
+// the first's plus one, and so on.
+func (c *Config) Addresses(offset, gateways int) error {
+	if gateways < 0 || gateways > 100 {
+		return errors.New("the number of gateways must be 0 to 100")
+	}
+	at := func(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port+offset)) }
+	if offset < 0 || httpsPort+offset+gateways > 65535 {
+		return fmt.Errorf("offset %d takes a port out of range", offset)
+	}
+	c.AdminAddr, c.XDSAddr, c.EchoAddr = at(adminPort), at(xdsPort), at(echoPort)
+	c.Gateways = nil
+	for i := range gateways {
+		c.Gateways = append(c.Gateways, GatewayAddrs{HTTP: at(httpPort + i), HTTPS: at(httpsPort + i), Status: at(statusPort + i)})
+	}
+	return nil
+}
