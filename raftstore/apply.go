@@ -1,0 +1,121 @@
+package raftstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/hashicorp/raft"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	musterv1 "github.com/musterhq/muster/proto/muster/v1"
+	"github.com/musterhq/muster/raftstore/state"
+)
+
+// Apply commits a command and returns what it did; the error inside the result
+// is the command's, the other one the store's. It may be called on any server:
+// the command goes to the leader, at most one hop. While there is no leader it
+// waits, until ctx ends or, when ctx has no deadline, for ApplyTimeout.
+//
+// A command without a time is stamped here. A command with a request_id is
+// retried when an attempt's outcome is not known; without one the error wraps
+// ErrUnknown then. On ErrNoLeader, ErrDiskFull, ErrTooLarge and ErrStopped
+// nothing was done; on ErrPoison nothing changed.
+func (s *Store) Apply(ctx context.Context, cmd *musterv1.Command) (state.Result, error) {
+	ctx, cancel := s.bound(ctx)
+	defer cancel()
+	if err := s.waitStarted(ctx); err != nil {
+		return state.Result{}, err
+	}
+	if cmd.GetTime() == nil {
+		cmd = proto.CloneOf(cmd)
+		cmd.Time = timestamppb.Now()
+	}
+	entry, err := encodeCommand(cmd)
+	if err != nil {
+		return state.Result{}, err
+	}
+	var unknown error
+	for attempt := 0; ; attempt++ {
+		result, err := s.applyOnce(ctx, entry)
+		switch {
+		case errors.Is(err, ErrUnknown):
+			if cmd.GetRequestId() == "" {
+				return state.Result{}, err
+			}
+			unknown = err
+		case !errors.Is(err, ErrNotLeader) && !errors.Is(err, ErrNoLeader) && !errors.Is(err, errHandingOver):
+			return result, err
+		}
+		if stopErr := s.pause(ctx, attempt); stopErr != nil {
+			if unknown != nil {
+				return state.Result{}, unknown
+			}
+			return state.Result{}, fmt.Errorf("%w: %w", ErrNoLeader, stopErr)
+		}
+	}
+}
+
+// errHandingOver says that the leader is about to step down. Nothing was done.
+var errHandingOver = errors.New("leadership is being handed on")
+
+// bound gives a context without a deadline the store's.
+func (s *Store) bound(ctx context.Context) (context.Context, context.CancelFunc) {
+	if _, bounded := ctx.Deadline(); bounded {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeout(ctx, s.cfg.ApplyTimeout)
+}
+
+// pause waits a little longer each time, 100 ms at most.
+func (s *Store) pause(ctx context.Context, attempt int) error {
+	if err := s.up(); err != nil {
+		return err
+	}
+	return sleep(ctx, min(time.Millisecond<<min(attempt, 7), 50*time.Millisecond))
+}
+
+func (s *Store) applyOnce(ctx context.Context, entry []byte) (state.Result, error) {
+	if s.raft.State() == raft.Leader {
+		return s.propose(ctx, entry)
+	}
+	_, leader, self := s.Leader()
+	if leader == "" || self || s.wire == nil {
+		return state.Result{}, ErrNoLeader
+	}
+	return s.wire.apply(ctx, leader, entry)
+}
+
+// propose commits an entry on this server, which must lead.
+func (s *Store) propose(ctx context.Context, entry []byte) (state.Result, error) {
+	if err := s.dog.check(); err != nil {
+		return state.Result{}, err
+	}
+	deadline, _ := ctx.Deadline()
+	s.gate.RLock()
+	future := s.raft.Apply(entry, max(time.Until(deadline), time.Millisecond))
+	err := s.awaitLocked(ctx, future)
+	switch {
+	case err == nil:
+		a, _ := future.Response().(applied)
+		return a.result, a.err
+	case ctx.Err() != nil && errors.Is(err, ctx.Err()):
+		return state.Result{}, &unknownError{err}
+	}
+	return state.Result{}, proposeError(err)
+}
+
+// proposeError sorts raft's errors by whether the entry can have been committed.
+func proposeError(err error) error {
+	switch {
+	case errors.Is(err, raft.ErrNotLeader):
+		return &NotLeaderError{}
+	case errors.Is(err, raft.ErrLeadershipTransferInProgress):
+		return errHandingOver
+	case errors.Is(err, raft.ErrEnqueueTimeout):
+		return fmt.Errorf("%w: the leader did not take the command in time", ErrNoLeader)
+	}
+	return &unknownError{err}
+}

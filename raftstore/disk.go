@@ -1,0 +1,255 @@
+package raftstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/hashicorp/raft"
+	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
+	"go.etcd.io/bbolt"
+)
+
+// diskHooks replace parts of the disk in tests.
+type diskHooks struct {
+	// before is called before each write, by the name of the operation; an
+	// error fails the write.
+	before func(op string) error
+	// free returns the free bytes of the file system of a directory.
+	free func(dir string) (uint64, error)
+}
+
+// logStore is what raft keeps its log and its votes in: a bolt file, watched.
+type logStore struct {
+	*raftboltdb.BoltStore
+	path  string
+	hooks diskHooks
+	// inFlight is the write under way, nil when there is none. Raft writes from
+	// one goroutine.
+	inFlight atomic.Pointer[write]
+	// fatal is called when what is read back is not what was written.
+	fatal func(error)
+}
+
+type write struct {
+	op    string
+	since time.Time
+}
+
+var (
+	_ raft.LogStore    = (*logStore)(nil)
+	_ raft.StableStore = (*logStore)(nil)
+)
+
+// openLog opens the log of a data directory, and refuses one that is damaged.
+func openLog(dir string, hooks diskHooks, fatal func(error)) (_ *logStore, err error) {
+	path := filepath.Join(dir, "raft.db")
+	defer damageAsError(path, &err)
+	db, err := raftboltdb.New(raftboltdb.Options{
+		Path: path,
+		BoltOptions: &bbolt.Options{
+			NoFreelistSync: true,
+			FreelistType:   bbolt.FreelistMapType,
+			Timeout:        time.Second,
+		},
+	})
+	switch {
+	case errors.Is(err, bbolt.ErrTimeout):
+		return nil, fmt.Errorf("open %s: another process uses this data directory", path)
+	case errors.Is(err, bbolt.ErrInvalid), errors.Is(err, bbolt.ErrChecksum), errors.Is(err, bbolt.ErrVersionMismatch):
+		return nil, &CorruptError{path, err.Error()}
+	case err != nil:
+		return nil, fmt.Errorf("open %s: %w", path, err)
+	}
+	return &logStore{BoltStore: db, path: path, hooks: hooks, fatal: fatal}, nil
+}
+
+// damageAsError turns the panics of bolt on damaged pages, and faults on a file
+// that is shorter than its pages say, into an error.
+func damageAsError(path string, err *error) {
+	if p := recover(); p != nil {
+		*err = &CorruptError{path, fmt.Sprint(p)}
+	}
+}
+
+// verify reads every entry from an index on and checks it.
+func (l *logStore) verify(from uint64) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer damageAsError(l.path, &err)
+	first, err := l.FirstIndex()
+	if err != nil {
+		return fmt.Errorf("read the log: %w", err)
+	}
+	last, err := l.LastIndex()
+	if err != nil {
+		return fmt.Errorf("read the log: %w", err)
+	}
+	for i := max(first, from); i <= last && last > 0; i++ {
+		var entry raft.Log
+		if err := l.BoltStore.GetLog(i, &entry); err != nil {
+			return &CorruptError{l.path, fmt.Sprintf("log entry %d of %d to %d: %v", i, first, last, err)}
+		}
+		if err := checkLog(i, &entry); err != nil {
+			return &CorruptError{l.path, err.Error()}
+		}
+	}
+	return nil
+}
+
+func checkLog(index uint64, entry *raft.Log) error {
+	if entry.Index != index {
+		return fmt.Errorf("log entry %d says it is %d", index, entry.Index)
+	}
+	if entry.Type == raft.LogCommand {
+		if err := checkEntry(entry.Data); err != nil {
+			return fmt.Errorf("log entry %d: %w", index, err)
+		}
+	}
+	return nil
+}
+
+// GetLog reads one entry and checks it: a damaged one must reach neither the
+// state machine nor a follower.
+func (l *logStore) GetLog(index uint64, entry *raft.Log) error {
+	if err := l.BoltStore.GetLog(index, entry); err != nil {
+		return err
+	}
+	if err := checkLog(index, entry); err != nil {
+		corrupt := &CorruptError{l.path, err.Error()}
+		l.fatal(corrupt)
+		return corrupt
+	}
+	return nil
+}
+
+func (l *logStore) StoreLog(entry *raft.Log) error {
+	return l.write("storing a log entry", func() error { return l.BoltStore.StoreLog(entry) })
+}
+
+func (l *logStore) StoreLogs(entries []*raft.Log) error {
+	return l.write("storing log entries", func() error { return l.BoltStore.StoreLogs(entries) })
+}
+
+func (l *logStore) DeleteRange(from, to uint64) error {
+	return l.write("dropping log entries", func() error { return l.BoltStore.DeleteRange(from, to) })
+}
+
+func (l *logStore) Set(key, value []byte) error {
+	return l.write("storing a vote", func() error { return l.BoltStore.Set(key, value) })
+}
+
+func (l *logStore) SetUint64(key []byte, value uint64) error {
+	return l.write("storing the term", func() error { return l.BoltStore.SetUint64(key, value) })
+}
+
+func (l *logStore) write(op string, do func() error) error {
+	l.inFlight.Store(&write{op, time.Now()})
+	defer l.inFlight.Store(nil)
+	if l.hooks.before != nil {
+		if err := l.hooks.before(op); err != nil {
+			return err
+		}
+	}
+	return do()
+}
+
+// watchdog ends the process when a write hangs: raft's heartbeats bypass the
+// disk, so a leader with a hung disk would lead for ever without committing
+// anything. A write that was merely given up on could still reach the disk
+// later, behind newer ones; only the end of the process rules that out.
+type watchdog struct {
+	dir   string
+	log   *logStore
+	limit time.Duration
+	fatal func(error)
+
+	free  func(dir string) (uint64, error)
+	floor int64
+	full  atomic.Pointer[DiskFullError]
+}
+
+const watchdogTick = 500 * time.Millisecond
+
+// Run watches until ctx ends.
+func (w *watchdog) Run(ctx context.Context) {
+	tick := watchdogTick
+	if w.limit > 0 {
+		tick = min(tick, w.limit/4)
+	}
+	ticker := time.NewTicker(max(tick, time.Millisecond))
+	defer ticker.Stop()
+	for {
+		w.measure()
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-ticker.C:
+			if f := w.log.inFlight.Load(); f != nil && w.limit > 0 && now.Sub(f.since) > w.limit {
+				w.fatal(&DiskStalledError{f.op, now.Sub(f.since)})
+				return
+			}
+		}
+	}
+}
+
+// measure looks at the free space.
+func (w *watchdog) measure() {
+	if w.floor < 0 {
+		return
+	}
+	free, err := w.free(w.dir)
+	if err == nil && free < uint64(w.floor) {
+		w.full.Store(&DiskFullError{Dir: w.dir, Free: free, Floor: uint64(w.floor)})
+		return
+	}
+	w.full.Store(nil)
+}
+
+// check returns a *DiskFullError while writes must be refused.
+func (w *watchdog) check() error {
+	if full := w.full.Load(); full != nil {
+		return full
+	}
+	return nil
+}
+
+func freeBytes(dir string) (uint64, error) {
+	var st syscall.Statfs_t
+	if err := syscall.Statfs(dir, &st); err != nil {
+		return 0, err
+	}
+	return st.Bavail * uint64(st.Bsize), nil
+}
+
+// writeFileSync writes a small file so that it is there whole, or not at all,
+// after a power failure.
+func writeFileSync(path string, data []byte, mode os.FileMode) error {
+	tmp, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".tmp-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(tmp.Name())
+	_, err = tmp.Write(data)
+	err = errors.Join(err, tmp.Chmod(mode), tmp.Sync(), tmp.Close())
+	if err != nil {
+		return err
+	}
+	if err := os.Rename(tmp.Name(), path); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
