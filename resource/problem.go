@@ -1,6 +1,9 @@
 package resource
 
-import "strings"
+import (
+	"fmt"
+	"strings"
+)
 
 // The codes of problems. They are stable: programs may decide by them.
 const (
@@ -38,8 +41,31 @@ type Problem struct {
 	Excerpt string
 }
 
-// String returns the problem on one line: `name:14:9: routes[2].uris[0]: message (hint)`.
-func (p Problem) String() string { return "" }
+// String returns the problem on one line, without the excerpt:
+// `name:14:9: route/foo: uris[0]: message (hint)`.
+func (p Problem) String() string {
+	var b strings.Builder
+	if p.File != "" {
+		b.WriteString(p.File + ":")
+	}
+	if p.Line > 0 {
+		fmt.Fprintf(&b, "%d:%d:", p.Line, p.Column)
+	}
+	if b.Len() > 0 {
+		b.WriteByte(' ')
+	}
+	if p.Object != (Key{}) {
+		b.WriteString(p.Object.String() + ": ")
+	}
+	if p.Path != "" {
+		b.WriteString(p.Path + ": ")
+	}
+	b.WriteString(p.Message)
+	if p.Hint != "" {
+		b.WriteString(" (" + p.Hint + ")")
+	}
+	return b.String()
+}
 
 // Problems is a list of problems, in the order in which they were found. It is
 // an error; an empty list is not a failure, so return it as one through Err.
