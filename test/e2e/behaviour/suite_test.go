@@ -9,6 +9,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/musterhq/muster/resource"
 	"github.com/musterhq/muster/test/e2e/pki"
 )
 
@@ -32,8 +33,12 @@ func TestEveryCaseCanBeReadAndExpanded(t *testing.T) {
 			t.Fatal(err)
 		}
 		for name, config := range c.Configs {
-			if _, err := w.Expand(config); err != nil {
+			expanded, err := w.Expand(config)
+			if err != nil {
 				t.Errorf("case %s: %s: %v", c.Name, name, err)
+			}
+			if _, problems := resource.DecodeFile(name, []byte(expanded)); len(problems) > 0 {
+				t.Errorf("case %s: %v", c.Name, problems)
 			}
 		}
 		w.Close()
