@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/musterhq/muster/raftstore"
 	"github.com/musterhq/muster/server/auth"
 )
 
@@ -48,6 +49,9 @@ type Config struct {
 	// AdminTLS and XDSTLS are the certificate files of the two ports. Without
 	// them a port must be on loopback and Insecure set.
 	AdminTLS, XDSTLS auth.TLSFiles
+	// RaftTLS are the certificate files of the connections between servers.
+	// Required with RaftAddr unless Insecure is set.
+	RaftTLS raftstore.TLSFiles
 	// TrustDomain is the SPIFFE trust domain of data planes' certificates.
 	TrustDomain string
 	// Insecure allows plaintext, on loopback addresses.
@@ -57,6 +61,9 @@ type Config struct {
 	// that no built-in path takes: the REST API and the console.
 	HTTP func(*Server) http.Handler
 
+	// Fatal is called when the process must end at once, because its disk hangs
+	// or is corrupt. Default: the store's, which logs and exits with status 1.
+	Fatal func(error)
 	// ShutdownGrace is how long a stop waits for calls under way. Default 5s.
 	ShutdownGrace time.Duration
 	// Logger takes structured logs. Default: none.

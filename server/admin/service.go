@@ -39,7 +39,7 @@ type Compiler interface {
 type Fleet interface {
 	List(group string, opts fleet.ListOptions) []*musterv1.DataPlane
 	Wait(ctx context.Context, group string, spec fleet.WaitSpec, progress func(*musterv1.WaitResponse) error) error
-	Connected(group string) int
+	Live(group string) int
 }
 
 // Config holds what the services work with. All fields but Logger are required.

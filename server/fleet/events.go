@@ -1,21 +1,20 @@
 package fleet
 
 import (
+	"slices"
 	"strings"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	musterv1 "github.com/musterhq/muster/proto/muster/v1"
-	"github.com/musterhq/muster/resource"
+	"github.com/musterhq/muster/server/xds"
 )
 
-const listenerType = "type.googleapis.com/envoy.config.listener.v3.Listener"
+var _ xds.Observer = (*Registry)(nil)
 
-// Connect tells that a data plane's stream began. The newest stream of a data
-// plane is the one that counts; events of earlier ones are ignored from now on.
-func (r *Registry) Connect(s Session) {
-	s.Server = r.cfg.Server
+// Connected implements xds.Observer.
+func (r *Registry) Connected(s *xds.Stream) {
 	now := r.cfg.Now()
 	g := r.group(s.Group)
 	g.mu.Lock()
@@ -25,26 +24,34 @@ func (r *Registry) Connect(s Session) {
 		p = &plane{id: s.Node}
 		g.planes[s.Node] = p
 	}
-	if p.session == 0 {
+	if !p.live() {
 		g.live++
 	}
-	p.session, p.info = s.ID, s
-	p.connected, p.seen = now, now
-	// What an earlier session acknowledged counts until this one says more: the
-	// data plane still holds it. Its subscriptions and refusals are gone.
-	for i := range p.types {
-		p.types[i].confirmed = false
-		p.types[i].names, p.types[i].wildcard = 0, false
+	if !p.live() {
+		p.connected = now
+		// A refused response is not sent again, but a new stream is a new try.
+		p.refusals = nil
 	}
-	p.refusals = nil
+	// The newest stream takes the place of an earlier one of its sort, whose end
+	// may not have been noticed yet; what still comes from that one is late.
+	for _, old := range slices.Clone(p.streams) {
+		if old.typeURL == s.TypeURL {
+			p.drop(old.id)
+			p.refusals = slices.DeleteFunc(p.refusals, func(r refusal) bool { return s.TypeURL == "" || r.typeURL == s.TypeURL })
+		}
+	}
+	p.streams = append(p.streams, liveStream{s.ID, s.TypeURL})
+	p.info, p.seen = s, now
 	g.poke()
 }
 
-// Disconnect tells that a stream ended. The data plane is remembered, unless a
-// newer stream of it lives.
-func (r *Registry) Disconnect(groupID, node string, session uint64) {
-	r.event(groupID, node, session, func(g *group, p *plane, now time.Time) bool {
-		p.session = 0
+// Disconnected implements xds.Observer. The data plane is remembered.
+func (r *Registry) Disconnected(s *xds.Stream, _ error) {
+	r.event(s, func(g *group, p *plane, now time.Time) bool {
+		p.drop(s.ID)
+		if p.live() {
+			return false
+		}
 		g.live--
 		if len(g.planes)-g.live > r.cfg.RememberOffline+r.cfg.RememberOffline/8 {
 			// Some slack above the bound, so that a storm of disconnects does not
@@ -55,137 +62,129 @@ func (r *Registry) Disconnect(groupID, node string, session uint64) {
 	})
 }
 
-// Subscribe tells what a data plane subscribes to of a type.
-func (r *Registry) Subscribe(groupID, node string, session uint64, typeURL string, names int, wildcard bool) {
-	r.event(groupID, node, session, func(_ *group, p *plane, _ time.Time) bool {
-		t := p.typeAt(typeURL)
+// Subscribed implements xds.Observer.
+func (r *Registry) Subscribed(s *xds.Stream, e xds.Subscribed) {
+	r.event(s, func(_ *group, p *plane, _ time.Time) bool {
+		t := p.typeOf(s.ID, e.TypeURL)
 		if t == nil {
 			return false
 		}
-		t.names, t.wildcard = names, wildcard
-		if !t.confirmed {
-			// The first word of this session on the type: what it holds is what it
-			// acknowledges from here on.
-			t.acked = Version{}
-			t.confirmed = true
-			p.dropUnconfirmed()
-		}
+		t.names, t.wildcard = e.Names, e.Wildcard
 		return p.settle()
 	})
 }
 
-// dropUnconfirmed forgets types that only an earlier session subscribed to: a
-// data plane that came back without them would never be whole again.
-func (p *plane) dropUnconfirmed() {
-	kept := p.types[:0]
-	for _, t := range p.types {
-		if t.confirmed {
-			kept = append(kept, t)
-		}
-	}
-	p.types = kept
-}
-
-// Sent tells that a response with content up to v is on its way.
-func (r *Registry) Sent(groupID, node string, session uint64, typeURL string, v Version) {
-	r.event(groupID, node, session, func(_ *group, p *plane, _ time.Time) bool {
-		if t := p.typeAt(typeURL); t != nil {
-			t.sent = v
+// Sent implements xds.Observer.
+func (r *Registry) Sent(s *xds.Stream, e xds.Sent) {
+	r.event(s, func(_ *group, p *plane, _ time.Time) bool {
+		if t := p.typeOf(s.ID, e.TypeURL); t != nil {
+			t.sent = e.To
 		}
 		return false
 	})
 }
 
-// Acked tells that a data plane holds everything of a type up to v, because it
-// said so or because nothing of it changed for that data plane. cleared names
-// resources that were refused before and no longer are.
-func (r *Registry) Acked(groupID, node string, session uint64, typeURL string, v Version, cleared []string) {
-	r.event(groupID, node, session, func(_ *group, p *plane, _ time.Time) bool {
-		t := p.typeAt(typeURL)
+// Acked implements xds.Observer.
+func (r *Registry) Acked(s *xds.Stream, e xds.Acked) {
+	r.event(s, func(_ *group, p *plane, _ time.Time) bool {
+		t := p.typeOf(s.ID, e.TypeURL)
 		if t == nil {
 			return false
 		}
-		t.acked, t.confirmed = v, true
-		if t.sent.Less(v) {
-			t.sent = v
-		}
+		t.reach(e.Version)
 		changed := p.settle()
-		for _, name := range cleared {
-			changed = p.accept(typeURL, name) || changed
+		for _, name := range e.Cleared {
+			changed = p.accept(e.TypeURL, name) || changed
 		}
 		return changed
 	})
 }
 
-// Refused is a resource that a data plane refused.
-type Refused struct {
-	// Name is the xDS resource's.
-	Name string
-	// Serving is the version of the resource that the data plane keeps; may be empty.
-	Serving string
-	// Origins and Revision stand behind the refused content, when the session
-	// knows them; else Describe is asked.
-	Origins  []resource.Key
-	Revision uint64
+// Synced implements xds.Observer.
+func (r *Registry) Synced(s *xds.Stream, v Version) {
+	r.event(s, func(_ *group, p *plane, _ time.Time) bool {
+		for i := range p.types {
+			if t := &p.types[i]; t.stream == s.ID {
+				t.reach(v)
+			}
+		}
+		return p.settle()
+	})
 }
 
-// Nacked tells that a data plane refused resources of a type, and why.
-func (r *Registry) Nacked(groupID, node string, session uint64, typeURL, detail string, refused []Refused) {
-	if len(detail) > detailLimit {
-		detail = strings.ToValidUTF8(detail[:detailLimit], "") + " …"
+// reach notes that everything of the type up to v is acknowledged.
+func (t *typeState) reach(v Version) {
+	if t.acked.Less(v) {
+		t.acked = v
 	}
-	msgs := make([]*musterv1.Refusal, len(refused))
-	for i, x := range refused {
-		msgs[i] = r.attribute(groupID, typeURL, detail, x)
+	if t.sent.Less(v) {
+		t.sent = v
 	}
-	r.event(groupID, node, session, func(_ *group, p *plane, now time.Time) bool {
+}
+
+// Nacked implements xds.Observer.
+func (r *Registry) Nacked(s *xds.Stream, e xds.Nacked) {
+	// Attributed before the lock is taken: Describe looks things up.
+	msgs := make([]*musterv1.Refusal, len(e.Refused))
+	for i, x := range e.Refused {
+		msgs[i] = r.attribute(s.Group, e, x)
+	}
+	r.event(s, func(_ *group, p *plane, now time.Time) bool {
 		for i, m := range msgs {
 			m.At = timestamppb.New(now)
-			p.refuse(refusal{typeURL: typeURL, name: refused[i].Name, msg: m})
+			p.refuse(refusal{typeURL: e.TypeURL, name: e.Refused[i].Name, msg: m})
 		}
 		return len(msgs) > 0
 	})
 }
 
-func (r *Registry) attribute(groupID, typeURL, detail string, x Refused) *musterv1.Refusal {
+func (r *Registry) attribute(groupID string, e xds.Nacked, x xds.Refused) *musterv1.Refusal {
+	detail := x.Detail
+	if detail == "" {
+		detail = e.Detail
+	}
+	if len(detail) > detailLimit {
+		detail = strings.ToValidUTF8(detail[:detailLimit], "") + " …"
+	}
 	m := &musterv1.Refusal{
-		TypeUrl:        typeURL,
+		TypeUrl:        e.TypeURL,
 		ResourceName:   x.Name,
 		Detail:         detail,
-		Revision:       x.Revision,
+		Revision:       x.Rev,
 		ServingVersion: x.Serving,
 	}
 	origins := x.Origins
 	if r.cfg.Describe != nil {
-		described, rev, ok := r.cfg.Describe(groupID, typeURL, x.Name)
-		if ok && len(origins) == 0 {
-			origins = described
-		}
-		if ok && (m.Revision == 0 || m.Revision == rev.GetRevision()) {
+		// The revision of the content on this server may be that of its start; the
+		// objects themselves know which revision changed them last, and whose it was.
+		if described, rev, ok := r.cfg.Describe(groupID, e.TypeURL, x.Name); ok {
 			m.Author, m.Revision = rev.GetAuthor(), rev.GetRevision()
+			if len(origins) == 0 {
+				origins = described
+			}
 		}
 	}
 	for _, k := range origins {
 		m.Objects = append(m.Objects, k.Proto())
 	}
 	if len(origins) > 0 {
-		m.Field = fieldOf(typeURL, origins[0], detail)
+		m.Field = fieldOf(origins[0], detail)
 	}
 	return m
 }
 
-// event runs f under the group's lock when the session is the data plane's
-// live one; f reports whether waiters should look again.
-func (r *Registry) event(groupID, node string, session uint64, f func(g *group, p *plane, now time.Time) bool) {
-	g := r.existing(groupID)
+// event runs f under the group's lock when the stream is a live one; f reports
+// whether waiters should look again.
+func (r *Registry) event(s *xds.Stream, f func(g *group, p *plane, now time.Time) bool) {
+	g := r.existing(s.Group)
 	if g == nil {
 		return
 	}
 	now := r.cfg.Now()
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	p := g.planes[node]
-	if p == nil || p.session == 0 || p.session != session {
+	p := g.planes[s.Node]
+	if p == nil || !p.has(s.ID) {
 		return
 	}
 	p.seen = now

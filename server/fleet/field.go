@@ -37,7 +37,7 @@ var fieldHints = map[musterv1.Kind][]struct{ word, field string }{
 // xds_resource it is a path in the message and exact where the data plane's
 // validation names one; for compiled objects it is best effort. Empty when
 // nothing can be told.
-func fieldOf(_ string, origin resource.Key, detail string) string {
+func fieldOf(origin resource.Key, detail string) string {
 	if origin.Kind == musterv1.Kind_KIND_XDS_RESOURCE {
 		return messagePath(detail)
 	}

@@ -9,6 +9,8 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	musterv1 "github.com/musterhq/muster/proto/muster/v1"
+	"github.com/musterhq/muster/server/compile"
+	"github.com/musterhq/muster/server/xds"
 )
 
 // typeLimit and refusalLimit bound what one data plane can make us remember.
@@ -18,6 +20,7 @@ const (
 	detailLimit  = 2048
 )
 
+// The states, for short.
 const (
 	synced  = musterv1.DataPlaneState_DATA_PLANE_STATE_SYNCED
 	stale   = musterv1.DataPlaneState_DATA_PLANE_STATE_STALE
@@ -28,8 +31,8 @@ const (
 // plane is one data plane. It is guarded by its group's mutex.
 type plane struct {
 	id      string
-	session uint64 // the live session, 0 when offline
-	info    Session
+	streams []liveStream
+	info    *xds.Stream // the newest one
 
 	types     []typeState // by type URL; few, so a slice beats a map
 	refusals  []refusal   // by type URL and name
@@ -38,13 +41,19 @@ type plane struct {
 	seen      time.Time
 }
 
+// liveStream is an open stream: of ADS, or of one type.
+type liveStream struct {
+	id      uint64
+	typeURL string // empty for ADS
+}
+
 type typeState struct {
-	url       string
-	acked     Version
-	sent      Version
-	names     int
-	wildcard  bool
-	confirmed bool // acked is of this session, not remembered from an earlier one
+	url      string
+	stream   uint64 // the live stream that subscribes; 0 when only remembered
+	acked    Version
+	sent     Version
+	names    int
+	wildcard bool
 }
 
 type refusal struct {
@@ -52,10 +61,12 @@ type refusal struct {
 	msg           *musterv1.Refusal
 }
 
+func (p *plane) live() bool { return len(p.streams) > 0 }
+
 // state judges the plane against the group's current version.
 func (p *plane) state(current Version) musterv1.DataPlaneState {
 	switch {
-	case p.session == 0:
+	case !p.live():
 		return offline
 	case len(p.refusals) > 0:
 		return nacked
@@ -76,9 +87,10 @@ func (p *plane) settled() bool {
 	if !isEnvoy(p.info.UserAgent) {
 		return true
 	}
-	return slices.ContainsFunc(p.types, func(t typeState) bool { return t.url == listenerType && t.confirmed })
+	return slices.ContainsFunc(p.types, func(t typeState) bool { return t.url == compile.ListenerType && t.stream != 0 })
 }
 
+// typeAt finds or adds a type; nil when there are too many.
 func (p *plane) typeAt(url string) *typeState {
 	i, ok := slices.BinarySearchFunc(p.types, url, func(t typeState, url string) int { return cmp.Compare(t.url, url) })
 	if !ok {
@@ -100,6 +112,37 @@ func (p *plane) settle() bool {
 		}
 	}
 	return before != p.whole
+}
+
+// typeOf finds a type that a live stream subscribes to. The first that is heard
+// of it on a stream makes it the stream's; nil when there are too many types.
+func (p *plane) typeOf(stream uint64, url string) *typeState {
+	t := p.typeAt(url)
+	if t == nil || t.stream == stream {
+		return t
+	}
+	// What an earlier stream acknowledged no longer counts: the data plane may
+	// have started again with nothing.
+	t.stream, t.acked, t.sent = stream, Version{}, Version{}
+	// Types that only earlier streams subscribed to are forgotten, or a data
+	// plane that came back without them would never be whole again.
+	p.types = slices.DeleteFunc(p.types, func(t typeState) bool { return t.stream == 0 })
+	return p.typeAt(url)
+}
+
+// drop forgets a stream; what it subscribed to is remembered until another
+// stream subscribes.
+func (p *plane) drop(id uint64) {
+	p.streams = slices.DeleteFunc(p.streams, func(s liveStream) bool { return s.id == id })
+	for i := range p.types {
+		if t := &p.types[i]; t.stream == id {
+			t.stream, t.names, t.wildcard = 0, 0, false
+		}
+	}
+}
+
+func (p *plane) has(id uint64) bool {
+	return slices.ContainsFunc(p.streams, func(s liveStream) bool { return s.id == id })
 }
 
 func (p *plane) refuse(r refusal) {
@@ -149,11 +192,9 @@ func (p *plane) message(g *group, now time.Time, types bool) *musterv1.DataPlane
 		UserAgent:     p.info.UserAgent,
 		Protocol:      p.info.Protocol,
 		Address:       p.info.Address,
-		Server:        p.info.Server,
-		Relay:         p.info.Relay,
 		ConnectedAt:   stamp(p.connected),
 		LastSeen:      stamp(p.seen),
-		Warnings:      slices.Clone(p.info.Warnings),
+		Server:        g.server,
 	}
 	if at, ok := g.timeline.since(p.whole); ok {
 		m.Lag = durationpb.New(max(0, now.Sub(at)))
@@ -181,7 +222,7 @@ func (p *plane) typeState(t typeState, current Version) musterv1.DataPlaneState 
 	i, refused := p.findRefusal(t.url, "")
 	refused = refused || i < len(p.refusals) && p.refusals[i].typeURL == t.url
 	switch {
-	case p.session == 0:
+	case !p.live():
 		return offline
 	case refused:
 		return nacked

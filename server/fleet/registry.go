@@ -8,33 +8,11 @@ import (
 
 	musterv1 "github.com/musterhq/muster/proto/muster/v1"
 	"github.com/musterhq/muster/resource"
+	"github.com/musterhq/muster/server/snapshot"
 )
 
-// Version is a revision of a group. Versions order by epoch, then revision.
-type Version struct{ Epoch, Revision uint64 }
-
-// Less reports whether v comes before o.
-func (v Version) Less(o Version) bool {
-	return v.Epoch < o.Epoch || v.Epoch == o.Epoch && v.Revision < o.Revision
-}
-
-// Session describes one stream of one data plane.
-type Session struct {
-	// ID is unique among the streams of this process and never 0.
-	ID uint64
-	// Group and Node name the data plane.
-	Group, Node string
-	// UserAgent is name/version, for example `envoy/1.40.0`.
-	UserAgent string
-	// Protocol is `delta` or `sotw`.
-	Protocol string
-	// Address is the peer's.
-	Address string
-	// Server and Relay name what the data plane hangs on; Relay may be empty.
-	Server, Relay string
-	// Warnings tell what the client asked for and cannot honour.
-	Warnings []string
-}
+// Version is a revision of a group.
+type Version = snapshot.Version
 
 // Describe tells whose change stands behind an xDS resource: the objects,
 // nearest first, and the revision that brought its content.
@@ -68,13 +46,14 @@ type Registry struct {
 
 // group holds what is known of one group's data planes.
 type group struct {
-	id string
+	id     string
+	server string
 
 	mu       sync.Mutex
 	current  Version
 	timeline timeline
 	planes   map[string]*plane
-	live     int // planes with a session
+	live     int // planes with a stream
 	waiters  map[chan struct{}]struct{}
 	dropped  bool
 }
@@ -116,8 +95,8 @@ func (r *Registry) Dropped(groupID string) {
 	}
 }
 
-// Connected returns the number of a group's data planes with a live session.
-func (r *Registry) Connected(groupID string) int {
+// Live returns the number of a group's data planes with a live stream.
+func (r *Registry) Live(groupID string) int {
 	g := r.existing(groupID)
 	if g == nil {
 		return 0
@@ -213,7 +192,7 @@ func (r *Registry) group(id string) *group {
 	defer r.mu.Unlock()
 	g := r.groups[id]
 	if g == nil {
-		g = &group{id: id, planes: map[string]*plane{}, waiters: map[chan struct{}]struct{}{}}
+		g = &group{id: id, server: r.cfg.Server, planes: map[string]*plane{}, waiters: map[chan struct{}]struct{}{}}
 		r.groups[id] = g
 	}
 	return g
@@ -238,7 +217,7 @@ func (g *group) forget(now time.Time, cfg Config) {
 	}
 	var offlinePlanes []*plane
 	for _, p := range g.planes {
-		if p.session == 0 {
+		if !p.live() {
 			offlinePlanes = append(offlinePlanes, p)
 		}
 	}

@@ -104,7 +104,7 @@ func (g *group) look(spec WaitSpec, now time.Time) (*musterv1.WaitResponse, bool
 	resp := &musterv1.WaitResponse{Revision: spec.Version.Revision}
 	var missing []*plane
 	for _, p := range g.planes {
-		if p.session == 0 {
+		if !p.live() {
 			continue
 		}
 		resp.Connected++

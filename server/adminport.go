@@ -1,0 +1,120 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"runtime/debug"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"google.golang.org/grpc"
+	channelz "google.golang.org/grpc/channelz/service"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/health"
+	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/reflection"
+	"google.golang.org/grpc/status"
+
+	"github.com/musterhq/muster/server/auth"
+)
+
+const (
+	// maxAdminMessage bounds one request of the admin API, in bytes.
+	maxAdminMessage = 8 << 20
+	// maxAdminStreams bounds the calls under way on one connection.
+	maxAdminStreams = 256
+)
+
+// adminServer is the gRPC half of the admin port.
+func (s *Server) adminServer(checks *health.Server) *grpc.Server {
+	srv := grpc.NewServer(
+		grpc.Creds(handshaken{}),
+		grpc.MaxRecvMsgSize(maxAdminMessage),
+		grpc.MaxConcurrentStreams(maxAdminStreams),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}),
+		// Recovery outermost: a panic in any interceptor is answered too.
+		grpc.ChainUnaryInterceptor(s.recoverUnary, s.auth.Unary),
+		grpc.ChainStreamInterceptor(s.recoverStream, s.auth.Stream),
+	)
+	s.admin.Register(srv)
+	grpc_health_v1.RegisterHealthServer(srv, checks)
+	channelz.RegisterChannelzServiceToServer(srv)
+	// Last: it describes what is registered.
+	reflection.Register(srv)
+	return srv
+}
+
+// xdsServer is the gRPC server of the xDS port.
+func (s *Server) xdsServer() *grpc.Server {
+	opts := s.xds.ServerOptions()
+	if s.xdsTLS != nil {
+		opts = append(opts, grpc.Creds(credentials.NewTLS(tlsConfig(s.xdsTLS, "h2"))))
+	}
+	srv := grpc.NewServer(opts...)
+	s.xds.Register(srv)
+	return srv
+}
+
+func (s *Server) recoverUnary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (resp any, err error) {
+	defer s.recovered(info.FullMethod, &err)
+	return next(ctx, req)
+}
+
+func (s *Server) recoverStream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
+	defer s.recovered(info.FullMethod, &err)
+	return next(srv, ss)
+}
+
+// recovered answers a panic with INTERNAL: one bad call must not end the
+// process, and with it every data plane's stream.
+func (s *Server) recovered(method string, err *error) {
+	if r := recover(); r != nil {
+		s.cfg.Logger.Error("a call panicked", "method", method, "panic", r, "stack", string(debug.Stack()))
+		*err = status.Error(codes.Internal, "the server failed on this call; its log says more")
+	}
+}
+
+// httpHandler is the HTTP half of the admin port.
+func (s *Server) httpHandler() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("/metrics", s.opsHandler(auth.PermissionRead))
+	mux.Handle("/healthz", s.opsHandler(auth.PermissionRead))
+	mux.Handle("/readyz", s.opsHandler(auth.PermissionRead))
+	if s.cfg.HTTP != nil {
+		mux.Handle("/", s.cfg.HTTP(s))
+	}
+	return mux
+}
+
+// opsHandler serves what operators' machines ask for: /healthz says that the
+// process answers, /readyz that it serves, /metrics the rest, to callers with
+// the permission.
+func (s *Server) opsHandler(metrics auth.Permission) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		writeStatus(w, http.StatusOK, "ok", "")
+	})
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if err := s.Ready(); err != nil {
+			writeStatus(w, http.StatusServiceUnavailable, "not ready", err.Error())
+			return
+		}
+		writeStatus(w, http.StatusOK, "ready", "")
+	})
+	exposition := promhttp.HandlerFor(s.metrics.registry, promhttp.HandlerOpts{})
+	mux.Handle("GET /metrics", s.auth.HTTP(metrics, exposition))
+	return mux
+}
+
+func writeStatus(w http.ResponseWriter, code int, state, reason string) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	_ = json.NewEncoder(w).Encode(struct {
+		Status string `json:"status"`
+		Reason string `json:"reason,omitempty"`
+	}{state, reason})
+}
