@@ -37,7 +37,7 @@ test: ## Run all tests that need only Go, with the race detector.
 .PHONY: e2e
 e2e: envoy ## Run the end-to-end tests on the newest and the oldest supported Envoy.
 	MUSTER_E2E_ENVOYS="$(call envoy_binaries,$(ENVOY_VERSIONS))" \
-		$(GO) test -tags e2e -count 1 -timeout $(E2E_TIMEOUT) ./test/e2e/...
+		$(GO) test -tags e2e -count 1 -parallel 6 -timeout $(E2E_TIMEOUT) ./test/e2e/...
 
 .PHONY: e2e-all
 e2e-all: ## Run the end-to-end tests on every supported Envoy.

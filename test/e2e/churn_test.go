@@ -160,13 +160,13 @@ func churnRequests(p *plane) []load.Request {
 // churn makes the changes.
 type churn struct {
 	*site
-	a, b  *upstream.Backend
-	leaf  *pki.Leaf
+	a, b *upstream.Backend
+	leaf *pki.Leaf
 }
 
 func (c *churn) first() []*musterv1.Change {
-	closed := route(&musterv1.Route{Id: "closed", Name: "closed", ServiceId: "closed", Uris: []string{"/*"},
-		Plugins: map[string]*structpb.Struct{"key-auth": plugin(nil)}})
+	closed := routeOf("closed", "/*")
+	closed.GetPut().GetRoute().Plugins = keyAuth()
 	return []*musterv1.Change{
 		serviceOn("stable", "stable.example.com", "/stable", c.a), routeOf("stable", "/*"),
 		serviceOn("nodes", "api.example.com", "/nodes", c.a), routeOf("nodes", "/*"),

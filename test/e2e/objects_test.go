@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"testing"
 	"time"
 
 	"google.golang.org/protobuf/types/known/structpb"
@@ -120,4 +121,16 @@ func (p *plane) get(ctx context.Context, url string, header ...string) (int, str
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
 	return resp.StatusCode, string(body), err
+}
+
+// keyAuth is key-auth with all its defaults.
+func keyAuth() map[string]*structpb.Struct {
+	return map[string]*structpb.Struct{"key-auth": plugin(nil)}
+}
+
+func setDelay(t *testing.T, b *upstream.Backend, delay time.Duration) {
+	t.Helper()
+	if err := b.Set(upstream.Behaviour{Delay: delay}); err != nil {
+		t.Fatal(err)
+	}
 }

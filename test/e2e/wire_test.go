@@ -10,7 +10,6 @@ import (
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-	"google.golang.org/protobuf/types/known/structpb"
 
 	musterv1 "github.com/musterhq/muster/proto/muster/v1"
 	"github.com/musterhq/muster/test/e2e/adsclient"
@@ -38,7 +37,7 @@ func TestAChangeCostsBytesOfItsOwnSize(t *testing.T) {
 		changes = append(changes, object(i, upstreamOf(a)))
 		r := &musterv1.Route{Id: name(i), Name: name(i), ServiceId: name(i), Uris: []string{"/*"}}
 		if i == 0 {
-			r.Plugins = map[string]*structpb.Struct{"key-auth": plugin(nil)}
+			r.Plugins = keyAuth()
 		}
 		changes = append(changes, route(r))
 	}
