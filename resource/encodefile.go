@@ -13,11 +13,12 @@ func EncodeFile(rs []*musterv1.Resource) ([]byte, error) { return Encoder{}.File
 // File returns the resources as a declarative file in YAML, secrets in clear:
 // routes in their services, credentials in their consumers, ids only where they
 // are not those that the names generate. What adc's shape cannot express is
-// written as muster's own extension of it, see Decoder.File. Resources of a kind
-// are in the order given.
+// written as muster's own extension of it, see Decoder.File; the times that the
+// server set are left out. Resources of a kind are in the order given.
 //
-// Decoding the result with DecodeFile gives equal resources, provided that they
-// are in canonical form and have their ids. It fails where Object does.
+// Decoding the result with DecodeFile gives equal resources but for the times,
+// provided that they are valid, in canonical form and have their ids. It fails
+// where Object does.
 func (e Encoder) File(rs []*musterv1.Resource) ([]byte, error) {
 	f := &fileEncoder{w: e.writer(), sections: map[musterv1.Kind]*node{}, parents: map[Key]*parentNode{}}
 	for _, r := range rs {
@@ -61,6 +62,8 @@ func (f *fileEncoder) add(r *musterv1.Resource) error {
 	}
 	n.rename("desc", "description")
 	labels(n)
+	n.remove("create_time")
+	n.remove("update_time")
 	section := f.sections[key.Kind]
 	if section == nil {
 		section = newList()
@@ -196,7 +199,7 @@ func allSimpleRules(rs []*musterv1.Resource) bool {
 		if rule == nil {
 			continue
 		}
-		if _, own := rule.GetPlugins()[rule.GetId()]; !own || len(rule.GetPlugins()) != 1 || len(rule.GetLabels()) > 0 || rule.GetCreateTime() != 0 || rule.GetUpdateTime() != 0 {
+		if _, own := rule.GetPlugins()[rule.GetId()]; !own || len(rule.GetPlugins()) != 1 || len(rule.GetLabels()) > 0 {
 			return false
 		}
 	}
