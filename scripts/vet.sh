@@ -19,8 +19,8 @@ ban() {
 }
 
 go=('*.go')
-production=('*.go' ':!*_test.go' ':!test/')
-libraries=("${production[@]}" ':!cmd/' ':!tools/' ':!scripts/' ':!examples/' ':!bench/')
+production=('*.go' ':!*_test.go' ':!test/' ':!bench/')
+libraries=("${production[@]}" ':!cmd/' ':!examples/')
 tests=('*_test.go')
 
 ban 'no time.After: it cannot be stopped; use a timer or a context' \
@@ -42,7 +42,7 @@ ban 'tests use t.Context(), or a context with a deadline' \
 ban 'xDS packages are imported under a name with their version, such as corev3' \
   '^\s*"github.com/envoyproxy/go-control-plane/envoy/(config|extensions|service|type|data|admin)/[^"]+/v3"' "${go[@]}"
 ban 'finish it, or file an issue and leave no mark in the code' \
-  '\b(TODO|FIXME|XXX)\b' "${go[@]}" '*.proto' '*.sh' Makefile
+  '\b(TODO|FIXME|XXX)\b' "${go[@]}" '*.proto' Makefile
 ban 'no addresses of package registries and no lock files that hold them' \
   '"resolved": *"https?://|--(index-url|registry|proxy)[= ]+https?://|GOPROXY=https?://' ':!*.sum' ':!scripts/vet.sh'
 

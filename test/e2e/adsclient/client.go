@@ -80,7 +80,8 @@ func Dial(ctx context.Context, addr string, node *corev3.Node) (*Client, error) 
 	first := &discoveryv3.DeltaDiscoveryRequest{Node: node, TypeUrl: CDS}
 	c.subscribed[CDS] = map[string]bool{}
 	c.subscribed[LDS] = map[string]bool{}
-	if err := stream.Send(first); err == nil {
+	err = stream.Send(first)
+	if err == nil {
 		err = stream.Send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: LDS})
 	}
 	if err != nil {
