@@ -26,7 +26,9 @@ func TestEachChangeIsAcknowledgedByAll(t *testing.T) {
 	if _, err := s.CLI(ctx, "", "group", "create", "edge"); err != nil {
 		t.Fatal(err)
 	}
-	planes := s.planes(t, "edge")
+	sotw := envoys[0]
+	sotw.SotW = true
+	planes := append(s.planes(t, "edge"), s.startEnvoy(t, "edge", sotw))
 	leaf := mustLeaf(t, "api.example.com")
 
 	config := func(nodes, timeout, more string) string {

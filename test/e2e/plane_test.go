@@ -133,7 +133,7 @@ func (s *site) planes(t *testing.T, group string) []*plane {
 }
 
 // startEnvoy runs an Envoy with the bootstrap that `muster bootstrap envoy` prints.
-func (s *site) startEnvoy(t *testing.T, group string, binary envoy.Binary, extra ...string) *plane {
+func (s *site) startEnvoy(t *testing.T, group string, binary envoy.Binary) *plane {
 	t.Helper()
 	var port [3]int
 	for i := range port {
@@ -143,18 +143,21 @@ func (s *site) startEnvoy(t *testing.T, group string, binary envoy.Binary, extra
 		}
 	}
 	p := &plane{
-		name: "envoy-" + binary.Version,
-		id:   fmt.Sprintf("envoy-%s-%d", binary.Version, port[0]),
+		name: "envoy-" + binary.Name(),
+		id:   fmt.Sprintf("envoy-%s-%d", binary.Name(), port[0]),
 		gate: behaviour.Gate{HTTP: loopback(port[0]), HTTPS: loopback(port[1])},
 	}
-	args := append([]string{
+	args := []string{
 		"bootstrap", "envoy", "--group", group,
 		"--node-id", p.id,
 		"--listen-address", "127.0.0.1",
 		"--http-port", strconv.Itoa(port[0]),
 		"--https-port", strconv.Itoa(port[1]),
 		"--admin-port", strconv.Itoa(port[2]),
-	}, extra...)
+	}
+	if binary.SotW {
+		args = append(args, "--sotw")
+	}
 	bootstrap, err := s.CLI(t.Context(), "", args...)
 	if err != nil {
 		t.Fatal(err)

@@ -15,9 +15,24 @@ import (
 )
 
 // Binary is an Envoy that is there to be run.
-type Binary struct{ Version, Path string }
+type Binary struct {
+	Version, Path string
+	// SotW says that it is to speak the state-of-the-world protocol.
+	SotW bool
+}
 
-// BinariesVariable names what `make e2e` sets: version=path pairs, separated by spaces.
+// Name is the version, with the protocol when it is not delta.
+func (b Binary) Name() string {
+	if b.SotW {
+		return b.Version + sotwSuffix
+	}
+	return b.Version
+}
+
+const sotwSuffix = "-sotw"
+
+// BinariesVariable names what `make e2e` sets: version=path pairs, separated by
+// spaces. A version that ends in -sotw speaks the state-of-the-world protocol.
 const BinariesVariable = "MUSTER_E2E_ENVOYS"
 
 // Binaries reads BinariesVariable; the first is the one for tests that need only one.
@@ -31,7 +46,8 @@ func Binaries() ([]Binary, error) {
 		if _, err := os.Stat(path); err != nil {
 			return nil, fmt.Errorf("envoy %s: %w", version, err)
 		}
-		all = append(all, Binary{Version: version, Path: path})
+		version, sotw := strings.CutSuffix(version, sotwSuffix)
+		all = append(all, Binary{Version: version, Path: path, SotW: sotw})
 	}
 	if len(all) == 0 {
 		return nil, fmt.Errorf("%s is not set: run these tests by make e2e", BinariesVariable)
