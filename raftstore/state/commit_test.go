@@ -1,0 +1,236 @@
+package state
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"google.golang.org/protobuf/proto"
+
+	musterv1 "github.com/musterhq/muster/proto/muster/v1"
+	"github.com/musterhq/muster/resource"
+)
+
+func base(t testing.TB) *State {
+	return do(t, New(), &musterv1.Group{Id: "g"}, commit("g",
+		put(service("a", "")), put(route("a1", "a", "")), put(route("a2", "a", "")), put(streamRoute("as", "a")),
+		put(service("ab", "")), put(route("ab1", "ab", "")),
+		put(consumer("al")), put(credential("al", "k1")), put(consumer("alice")), put(credential("alice", "k1")),
+	))
+}
+
+func TestATransactionMakesOneRevision(t *testing.T) {
+	s := base(t)
+	g := group(t, s, "g")
+	if g.Revision() != 1 || g.Meta().GetResources() != 10 || g.View().Len() != 10 {
+		t.Fatalf("revision %d, %d resources", g.Revision(), g.View().Len())
+	}
+	e, _ := g.View().Get(key2("route/a1"))
+	if e.Revision != 1 || e.Author != "alice" || e.Resource.GetRoute().GetCreateTime() != 1000 || e.Resource.GetRoute().GetUpdateTime() != 1000 {
+		t.Errorf("entry %+v", e)
+	}
+}
+
+func TestCommitCases(t *testing.T) {
+	cases := []struct {
+		name    string
+		changes []*musterv1.Change
+		want    string // the answer
+		left    string // what is there afterwards, "" for not checked
+	}{
+		{"a new resource is created", []*musterv1.Change{put(service("n", ""))}, "created service/n", ""},
+		{"a replaced resource is updated", []*musterv1.Change{put(service("a", "x"))}, "updated service/a", ""},
+		{"the same content is unchanged", []*musterv1.Change{put(service("a", ""))}, "unchanged service/a", ""},
+		{"a service takes its routes along, and only its own",
+			[]*musterv1.Change{del("service/a")},
+			"deleted service/a, deleted route/a1, deleted route/a2, deleted stream_route/as",
+			"consumer/al consumer/alice credential/al/k1 credential/alice/k1 route/ab1 service/ab"},
+		{"a consumer takes its credentials along, and only its own",
+			[]*musterv1.Change{del("consumer/al")},
+			"deleted consumer/al, deleted credential/al/k1", ""},
+		{"routes may be listed besides their service, after it",
+			[]*musterv1.Change{del("service/a"), del("route/a1")},
+			"deleted service/a, deleted route/a1, deleted route/a2, deleted stream_route/as", ""},
+		{"routes may be listed besides their service, before it",
+			[]*musterv1.Change{del("route/a1"), del("service/a")},
+			"deleted route/a1, deleted service/a, deleted route/a2, deleted stream_route/as", ""},
+		{"a route that moves first stays",
+			[]*musterv1.Change{put(route("a1", "ab", "")), del("service/a")},
+			"updated route/a1, deleted service/a, deleted route/a2, deleted stream_route/as", ""},
+		{"a route that moves afterwards stays",
+			[]*musterv1.Change{del("service/a"), put(route("a1", "ab", ""))},
+			"deleted service/a, updated route/a1, deleted route/a2, deleted stream_route/as", ""},
+		{"a route may come before its new service",
+			[]*musterv1.Change{put(route("n1", "n", "")), put(service("n", ""))},
+			"created route/n1, created service/n", ""},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			s := base(t)
+			next, result := s.Apply(command(commit("g", c.changes...)))
+			if result.Err != nil {
+				t.Fatal(result.Err)
+			}
+			if got := results(result.Commit.GetChanges()); got != c.want {
+				t.Errorf("answer\n got %s\nwant %s", got, c.want)
+			}
+			if got := keys(group(t, next, "g").View()); c.left != "" && got != c.left {
+				t.Errorf("left\n got %s\nwant %s", got, c.left)
+			}
+			// A preview says the same.
+			_, _, answer, err := Preview(group(t, s, "g"), commit("g", c.changes...), "alice", at(1000))
+			if err != nil || results(answer.GetChanges()) != c.want {
+				t.Errorf("preview: %v %s", err, results(answer.GetChanges()))
+			}
+		})
+	}
+}
+
+func TestRefusedTransactionsChangeNothing(t *testing.T) {
+	s := base(t)
+	expected := uint64(7)
+	cases := []struct {
+		name string
+		cmd  *musterv1.CommitCommand
+		want string
+	}{
+		{"unknown group", commit("x", put(service("n", ""))), `group "x" not found`},
+		{"a deletion of nothing", commit("g", put(service("n", "")), del("service/zz")), `service/zz not found in group "g"`},
+		{"a resource twice", commit("g", put(service("n", "")), put(service("n", "x"))), "twice"},
+		{"a route without its service", commit("g", put(route("n", "zz", ""))), "service/zz does not exist"},
+		{"a stream route without its service", commit("g", put(streamRoute("n", "zz"))), "service/zz does not exist"},
+		{"a credential without its consumer", commit("g", put(credential("zz", "k"))), "consumer/zz does not exist"},
+		{"a route put under a service that goes", commit("g", del("service/a"), put(route("a9", "a", ""))), "service/a does not exist"},
+		{"an id with a slash", commit("g", put(service("a/b", ""))), "slash"},
+		{"an empty id", commit("g", put(service("", ""))), "empty"},
+		{"a resource without a kind", commit("g", put(&musterv1.Resource{})), "kind"},
+		{"a change that says nothing", commit("g", &musterv1.Change{}), "neither"},
+		{"another revision than expected", &musterv1.CommitCommand{Group: "g", ExpectedRevision: &expected}, "at revision 1, not at the expected 7"},
+		{"a message that is too long", &musterv1.CommitCommand{Group: "g", Message: strings.Repeat("x", 1025)}, "message"},
+		{"a rollback to the future", &musterv1.CommitCommand{Group: "g", RollbackTo: 2}, "not there yet"},
+		{"a rollback with changes", &musterv1.CommitCommand{Group: "g", RollbackTo: 1, Changes: []*musterv1.Change{put(service("n", ""))}}, "excludes"},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			err := fails(t, s, c.cmd)
+			text := err.Error()
+			var problems resource.Problems
+			if errors.As(err, &problems) {
+				for _, p := range problems {
+					text += p.Message
+				}
+			}
+			if !strings.Contains(text, c.want) {
+				t.Errorf("got %q, want %q", text, c.want)
+			}
+		})
+	}
+}
+
+func TestAllProblemsOfATransactionAreListed(t *testing.T) {
+	err := fails(t, base(t), commit("g", put(route("n1", "zz", "")), put(credential("yy", "k")), put(service("a/b", "")), put(service("", ""))))
+	var problems resource.Problems
+	if !errors.As(err, &problems) || len(problems) != 4 {
+		t.Fatalf("got %#v", err)
+	}
+}
+
+func TestNothingChangedMakesNoRevision(t *testing.T) {
+	s := base(t)
+	next, result := s.Apply(command(commit("g", put(service("a", "")), put(route("a1", "a", "")))))
+	if result.Err != nil || result.Commit.GetRevision() != 1 {
+		t.Fatalf("%v", result)
+	}
+	if group(t, next, "g") != group(t, s, "g") {
+		t.Error("the group was replaced")
+	}
+	next = do(t, next, commit("g"))
+	if group(t, next, "g").Revision() != 1 {
+		t.Error("an empty transaction made a revision")
+	}
+}
+
+func TestTimesAreTheStatesNotTheCallers(t *testing.T) {
+	s := base(t)
+	r := service("a", "new")
+	r.GetService().CreateTime, r.GetService().UpdateTime = 5, 6
+	cmd := command(commit("g", put(r)))
+	cmd.Time = at(3000)
+	s = do(t, s, cmd)
+	e, _ := group(t, s, "g").View().Get(key2("service/a"))
+	if svc := e.Resource.GetService(); svc.GetCreateTime() != 1000 || svc.GetUpdateTime() != 3000 {
+		t.Errorf("times %d %d", svc.GetCreateTime(), svc.GetUpdateTime())
+	}
+	if r.GetService().GetCreateTime() != 5 {
+		t.Error("the caller's message was changed")
+	}
+	// Different times alone are no change.
+	same := proto.CloneOf(e.Resource)
+	same.GetService().UpdateTime = 9
+	s = do(t, s, commit("g", put(same)))
+	if group(t, s, "g").Revision() != 2 {
+		t.Error("times alone made a revision")
+	}
+}
+
+func TestARepeatedRequestGetsTheFirstAnswer(t *testing.T) {
+	s := base(t)
+	cmd := command(commit("g", put(service("n", ""))))
+	cmd.RequestId = "r"
+	s, first := s.Apply(cmd)
+	s = do(t, s, commit("g", del("service/n")))
+	again, second := s.Apply(cmd)
+	if again != s || !second.Replayed || !proto.Equal(first.Commit, second.Commit) {
+		t.Errorf("got %v", second)
+	}
+	// Another caller's request of the same id is another request.
+	other := proto.CloneOf(cmd)
+	other.Author = "bob"
+	if _, result := s.Apply(other); result.Replayed {
+		t.Error("bob got alice's answer")
+	}
+	// So is the same caller's, about another group.
+	s = do(t, s, &musterv1.Group{Id: "h"})
+	other = command(commit("h", put(service("n", ""))))
+	other.RequestId = "r"
+	if _, result := s.Apply(other); result.Replayed {
+		t.Error("group h got group g's answer")
+	}
+}
+
+func TestAFailedRequestIsNotRemembered(t *testing.T) {
+	s := base(t)
+	cmd := command(commit("g", put(route("n", "late", ""))))
+	cmd.RequestId = "r"
+	fails(t, s, cmd)
+	s = do(t, s, commit("g", put(service("late", ""))))
+	if _, result := s.Apply(cmd); result.Err != nil || result.Replayed {
+		t.Errorf("got %v", result)
+	}
+}
+
+func TestTheMemoryOfRequestsIsBounded(t *testing.T) {
+	s := New()
+	for i := range maxRequests + 10 {
+		cmd := command(&musterv1.RaiseEpochCommand{})
+		cmd.RequestId = string(rune('a'+i%26)) + strings.Repeat("x", i%3) + itoa(i)
+		s = do(t, s, cmd)
+	}
+	if n := s.requests.byKey.Len(); n != maxRequests || s.requests.bySeq.Len() != n {
+		t.Errorf("%d requests are remembered", n)
+	}
+	// Large answers are forgotten sooner.
+	s = do(t, New(), &musterv1.Group{Id: "g"})
+	for i := range 40 {
+		var changes []*musterv1.Change
+		for j := range 400 {
+			changes = append(changes, put(service(strings.Repeat("s", 700)+itoa(j), itoa(i))))
+		}
+		cmd := command(commit("g", changes...))
+		cmd.RequestId = itoa(i)
+		s = do(t, s, cmd)
+	}
+	if s.requests.bytes > maxRequestsBytes || s.requests.byKey.Len() >= 40 || s.requests.byKey.Len() == 0 {
+		t.Errorf("%d bytes of %d requests are remembered", s.requests.bytes, s.requests.byKey.Len())
+	}
+}
