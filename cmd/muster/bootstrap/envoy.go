@@ -14,9 +14,9 @@ import (
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	httpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
+	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	"github.com/goccy/go-yaml"
 	"google.golang.org/protobuf/encoding/protojson"
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/structpb"
@@ -203,21 +203,37 @@ func (e Envoy) servers() (*clusterv3.Cluster, error) {
 		},
 	}
 	if e.TLS != nil {
-		if cluster.TransportSocket, err = e.TLS.transportSocket(); err != nil {
+		if cluster.TransportSocket, err = e.TLS.transportSocket(e.Servers); err != nil {
 			return nil, err
 		}
 	}
 	return cluster, nil
 }
 
-func (t *TLS) transportSocket() (*corev3.TransportSocket, error) {
+func (t *TLS) transportSocket(servers []string) (*corev3.TransportSocket, error) {
 	if t.CAFile == "" || t.CertFile == "" || t.KeyFile == "" {
 		return nil, errors.New("envoy bootstrap: TLS needs a CA, a certificate and a key file")
 	}
 	file := func(name string) *corev3.DataSource {
 		return &corev3.DataSource{Specifier: &corev3.DataSource_Filename{Filename: name}}
 	}
-	body, err := anypb.New(proto.Message(&tlsv3.UpstreamTlsContext{
+	// Data planes' certificates chain to the same CA, so the name must fit too.
+	names := make([]*tlsv3.SubjectAltNameMatcher, len(servers))
+	for i, s := range servers {
+		host, _, err := net.SplitHostPort(s)
+		if err != nil {
+			return nil, fmt.Errorf("envoy bootstrap: %w", err)
+		}
+		kind := tlsv3.SubjectAltNameMatcher_DNS
+		if _, err := netip.ParseAddr(host); err == nil {
+			kind = tlsv3.SubjectAltNameMatcher_IP_ADDRESS
+		}
+		names[i] = &tlsv3.SubjectAltNameMatcher{
+			SanType: kind,
+			Matcher: &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Exact{Exact: host}},
+		}
+	}
+	body, err := anypb.New(&tlsv3.UpstreamTlsContext{
 		AutoHostSni: true,
 		CommonTlsContext: &tlsv3.CommonTlsContext{
 			TlsParams: &tlsv3.TlsParameters{
@@ -226,11 +242,11 @@ func (t *TLS) transportSocket() (*corev3.TransportSocket, error) {
 			},
 			TlsCertificates: []*tlsv3.TlsCertificate{{CertificateChain: file(t.CertFile), PrivateKey: file(t.KeyFile)}},
 			ValidationContextType: &tlsv3.CommonTlsContext_ValidationContext{
-				ValidationContext: &tlsv3.CertificateValidationContext{TrustedCa: file(t.CAFile)},
+				ValidationContext: &tlsv3.CertificateValidationContext{TrustedCa: file(t.CAFile), MatchTypedSubjectAltNames: names},
 			},
 			AlpnProtocols: []string{"h2"},
 		},
-	}))
+	})
 	if err != nil {
 		return nil, fmt.Errorf("envoy bootstrap: %w", err)
 	}

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -40,7 +41,7 @@ func (c *client) noGroup(err error) error {
 	if status.Code(err) != codes.NotFound {
 		return err
 	}
-	return &failure{err: fmt.Errorf("%s", message(err)), code: exitNotFound, try: "muster group list; muster get -g " + shellQuote(c.group)}
+	return &failure{err: errors.New(message(err)), code: exitNotFound, try: "muster group list; muster get -g " + shellQuote(c.group)}
 }
 
 // conflict tells who came first, when a transaction was refused for that.
@@ -57,7 +58,7 @@ func (c *client) conflict(ctx context.Context, err error, expected *uint64) erro
 		}
 	}
 	return &failure{
-		err:  fmt.Errorf("%s", strings.Join(lines, "\n")),
+		err:  errors.New(strings.Join(lines, "\n")),
 		code: exitConflict,
 		try:  "muster diff " + rev(*expected) + " -g " + shellQuote(c.group) + " to see what changed, then again",
 	}

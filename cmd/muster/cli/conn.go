@@ -14,6 +14,8 @@ import (
 	"time"
 
 	musterv1 "github.com/musterhq/muster/proto/muster/v1"
+	"github.com/musterhq/muster/server/admin"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
@@ -251,7 +253,7 @@ func (a *app) retry(ctx context.Context, t target, call func() error) error {
 	said := false
 	for start := time.Now(); ; wait = min(2*wait, time.Second) {
 		err := call()
-		if status.Code(err) != codes.Unavailable {
+		if !retriable(err) {
 			return err
 		}
 		limit := retryUnreachable
@@ -273,6 +275,16 @@ func (a *app) retry(ctx context.Context, t target, call func() error) error {
 		case <-timer.C:
 		}
 	}
+}
+
+// retriable says that a call may be repeated: nothing was done, or what was done
+// carries a request_id.
+func retriable(err error) bool {
+	if status.Code(err) == codes.Unavailable {
+		return true
+	}
+	info, ok := detail[*errdetails.ErrorInfo](err)
+	return ok && info.GetReason() == admin.ReasonOutcomeUnknown && status.Code(err) == codes.Unknown
 }
 
 func unavailable(t target, err error) error {

@@ -73,7 +73,7 @@ with its credentials. It shows what goes and asks first.`,
 		for _, arg := range args {
 			try += " " + shellQuote(arg)
 		}
-		deed := fmt.Sprintf("deletes %s from group %s", plural(gone, "resource"), c.group)
+		deed := fmt.Sprintf("delete %s from group %s", plural(gone, "resource"), c.group)
 		if err := a.confirm(yes, deed, c.group, try+" -g "+shellQuote(c.group)); err != nil {
 			return err
 		}

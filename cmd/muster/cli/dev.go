@@ -100,7 +100,7 @@ func (a *app) devBanner(i dev.Info) {
 	if i.GroupIsNew {
 		fmt.Fprintf(w, "\nGroup %q is new; it holds one service, the echo upstream.\n", i.Group)
 	}
-	if i.GatewaysOwe {
+	if i.Behind {
 		a.say("Not every gateway has caught up yet; see: muster dp status")
 	}
 	if len(i.Gateways) > 0 {
@@ -112,7 +112,8 @@ func (a *app) devBanner(i dev.Info) {
 		key = `"$(cat ` + shellQuote(i.APIKeyFile) + `)"`
 	}
 	fmt.Fprintf(w, "\nIn another terminal:\n\n  export MUSTER_ADDR=%s MUSTER_API_KEY=%s\n", i.AdminAddr, key)
-	for _, args := range []string{"get", "dp status", "apply -f examples/shop.yaml --wait", "history", "bootstrap envoy --http-port 9081 > envoy.yaml"} {
+	envoy := fmt.Sprintf("bootstrap envoy --http-port %d --https-port %d > envoy.yaml", i.FreeHTTPPort, i.FreeHTTPSPort)
+	for _, args := range []string{"get", "dp status", "apply -f examples/shop.yaml --wait", "history", envoy} {
 		fmt.Fprintf(w, "  %s %s\n", self, args)
 	}
 	fmt.Fprintln(w)

@@ -146,6 +146,8 @@ func printDiff(t *table, changes []*musterv1.ResourceChange) {
 		t.text("%s", t.paint(colour, sign+" "+resource.KeyFromProto(ch.GetKey()).String()))
 		for _, f := range resource.DiffFields(ch.GetBefore(), ch.GetAfter()) {
 			switch {
+			case f.Before == f.After: // a secret: both are masked
+				t.text("%s", t.paint(yellow, fmt.Sprintf("    ~ %s: changed (secret)", f.Path)))
 			case f.Before == "":
 				t.text("%s", t.paint(green, fmt.Sprintf("    + %s: %s", f.Path, oneLine(f.After))))
 			case f.After == "":

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -10,6 +11,7 @@ import (
 	musterv1 "github.com/musterhq/muster/proto/muster/v1"
 	"github.com/musterhq/muster/resource"
 	"github.com/spf13/cobra"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/structpb"
@@ -89,10 +91,13 @@ func (a *app) getOne(ctx context.Context, c *client, key resource.Key, revision 
 // noResource adds to "not found" how to see what there is.
 func (c *client) noResource(err error, key resource.Key) error {
 	if status.Code(err) != codes.NotFound {
-		return err
+		return c.noRevision(err)
+	}
+	if info, ok := detail[*errdetails.ErrorInfo](err); ok && info.GetMetadata()["key"] == "" {
+		return c.noGroup(err)
 	}
 	return &failure{
-		err: fmt.Errorf("%s", message(err)), code: exitNotFound,
+		err: errors.New(message(err)), code: exitNotFound,
 		try: fmt.Sprintf("muster get %s -g %s", resource.KindPlural(key.Kind), shellQuote(c.group)),
 	}
 }

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -204,7 +205,7 @@ func (a *app) groupUpdateCommand() *cobra.Command {
 			}
 		}
 		if len(mask) == 0 {
-			return &usageError{err: fmt.Errorf("nothing to change: give at least one of --name, --description, --label, --image-tag, --history-limit"), try: cmd.CommandPath() + " --help"}
+			return &usageError{err: errors.New("nothing to change: give at least one of --name, --description, --label, --image-tag, --history-limit"), try: cmd.CommandPath() + " --help"}
 		}
 		c, err := a.connect()
 		if err != nil {
@@ -257,7 +258,7 @@ func (a *app) groupDeleteCommand() *cobra.Command {
 			return noGroup(err)
 		}
 		id := got.GetGroup().GetId()
-		deed := fmt.Sprintf("deletes group %s with %s", id, plural(int(got.GetGroup().GetResources()), "resource"))
+		deed := fmt.Sprintf("delete group %s with %s", id, plural(int(got.GetGroup().GetResources()), "resource"))
 		try := "muster group delete " + shellQuote(id)
 		if force {
 			try += " --force"
@@ -280,7 +281,7 @@ func (a *app) groupDeleteCommand() *cobra.Command {
 // noGroup adds to "not found" how to see what there is.
 func noGroup(err error) error {
 	if status.Code(err) == codes.NotFound {
-		return &failure{err: fmt.Errorf("%s", message(err)), code: exitNotFound, try: "muster group list"}
+		return &failure{err: errors.New(message(err)), code: exitNotFound, try: "muster group list"}
 	}
 	return err
 }

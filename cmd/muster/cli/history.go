@@ -1,11 +1,13 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
 	musterv1 "github.com/musterhq/muster/proto/muster/v1"
 	"github.com/spf13/cobra"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -58,11 +60,26 @@ func (a *app) ago(ts *timestamppb.Timestamp) string {
 	return shortDuration(d) + " ago"
 }
 
-// noRevision adds to an error about a revision how to see those that are kept.
+// noRevision adds to an error about a revision that is not there, or no longer,
+// how to see those that are kept.
 func (c *client) noRevision(err error) error {
+	missing := false
 	switch status.Code(err) {
-	case codes.NotFound, codes.OutOfRange:
-		return &failure{err: fmt.Errorf("%s", message(err)), code: exitNotFound, try: "muster history -g " + shellQuote(c.group)}
+	case codes.NotFound:
+		return c.noGroup(err)
+	case codes.OutOfRange:
+		missing = true
+	case codes.InvalidArgument:
+		bad, _ := detail[*errdetails.BadRequest](err)
+		for _, v := range bad.GetFieldViolations() {
+			switch v.GetField() {
+			case "revision", "from", "to", "to_revision", "rollback_to":
+				missing = true
+			}
+		}
 	}
-	return err
+	if !missing {
+		return err
+	}
+	return &failure{err: errors.New(message(err)), code: exitNotFound, try: "muster history -g " + shellQuote(c.group)}
 }

@@ -67,7 +67,7 @@ history is never rewritten. It shows what changes and asks first.`,
 				return err
 			}
 		}
-		deed := fmt.Sprintf("takes group %s back to %s: %s", c.group, rev(n), summary(preview.GetChanges()))
+		deed := fmt.Sprintf("take group %s back to %s (%s)", c.group, rev(n), summary(preview.GetChanges()))
 		if err := a.confirm(yes, deed, c.group, fmt.Sprintf("muster rollback --to %s -g %s", rev(n), shellQuote(c.group))); err != nil {
 			return err
 		}

@@ -21,7 +21,7 @@ func (c *client) list(ctx context.Context, revision uint64, reveal bool, kinds .
 	for {
 		resp, err := c.ListResources(ctx, req)
 		if err != nil {
-			return nil, 0, c.noGroup(err)
+			return nil, 0, c.noRevision(err)
 		}
 		all = append(all, resp.GetResources()...)
 		if resp.GetNextPageToken() == "" {
@@ -111,7 +111,7 @@ first.`,
 				}
 				a.say("  %s", changeKey(d))
 			}
-			deed := fmt.Sprintf("deletes %s from group %s", plural(len(deletions), "resource"), c.group)
+			deed := fmt.Sprintf("delete %s from group %s", plural(len(deletions), "resource"), c.group)
 			if err := a.confirm(yes, deed, c.group, "muster sync "+src.flags()+" -g "+shellQuote(c.group)); err != nil {
 				return err
 			}

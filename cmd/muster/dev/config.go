@@ -30,6 +30,8 @@ type Config struct {
 	AdminAddr, XDSAddr, EchoAddr string
 	// Gateways are the embedded gateways to run.
 	Gateways []GatewayAddrs
+	// FreeHTTPPort and FreeHTTPSPort go into Info as they are.
+	FreeHTTPPort, FreeHTTPSPort int
 	// Version is what the server and the gateways report.
 	Version string
 	// Logger takes structured logs.
@@ -45,12 +47,19 @@ type GatewayAddrs struct{ HTTP, HTTPS, Status string }
 type Info struct {
 	DataDir string
 	// APIKey is the key; APIKeyFile the file that holds it, empty when it was given.
-	APIKey, APIKeyFile      string
-	AdminAddr, XDSAddr      string
-	EchoAddr                string
-	Gateways                []GatewayInfo
-	Group                   string
-	GroupIsNew, GatewaysOwe bool // GatewaysOwe: not every gateway has caught up yet
+	APIKey, APIKeyFile string
+	AdminAddr, XDSAddr string
+	EchoAddr           string
+	Gateways           []GatewayInfo
+	// Group is the group that the gateways belong to; GroupIsNew says that this
+	// run made it.
+	Group      string
+	GroupIsNew bool
+	// Behind says that not every gateway has caught up yet.
+	Behind bool
+	// FreeHTTPPort and FreeHTTPSPort are the next that no gateway has, for an Envoy
+	// beside them; 0 when the addresses do not come from Addresses.
+	FreeHTTPPort, FreeHTTPSPort int
 }
 
 // GatewayInfo says where one gateway listens. Its addresses are those asked for
@@ -67,10 +76,11 @@ func (c *Config) Addresses(offset, gateways int) error {
 		return errors.New("the number of gateways must be 0 to 100")
 	}
 	at := func(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port+offset)) }
-	if offset < 0 || httpsPort+offset+gateways > 65535 {
+	if offset < 0 || httpsPort+offset+gateways >= 65535 {
 		return fmt.Errorf("offset %d takes a port out of range", offset)
 	}
 	c.AdminAddr, c.XDSAddr, c.EchoAddr = at(adminPort), at(xdsPort), at(echoPort)
+	c.FreeHTTPPort, c.FreeHTTPSPort = httpPort+offset+gateways, httpsPort+offset+gateways
 	c.Gateways = nil
 	for i := range gateways {
 		c.Gateways = append(c.Gateways, GatewayAddrs{HTTP: at(httpPort + i), HTTPS: at(httpsPort + i), Status: at(statusPort + i)})

@@ -84,7 +84,10 @@ func (p *process) run(ctx context.Context, cfg Config) error {
 	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
 		return fmt.Errorf("data directory: %w", err)
 	}
-	info := Info{DataDir: cfg.DataDir, APIKey: cfg.APIKey, Group: group}
+	info := Info{
+		DataDir: cfg.DataDir, APIKey: cfg.APIKey, Group: group,
+		FreeHTTPPort: cfg.FreeHTTPPort, FreeHTTPSPort: cfg.FreeHTTPSPort,
+	}
 	if info.APIKey == "" {
 		var err error
 		if info.APIKey, info.APIKeyFile, err = apiKey(cfg.DataDir); err != nil {
@@ -177,7 +180,7 @@ func (p *process) startGateways(ctx context.Context, cfg Config, client *api, in
 	if len(gateways) == 0 {
 		return nil
 	}
-	info.GatewaysOwe = !client.caughtUp(ctx, len(gateways))
+	info.Behind = !client.caughtUp(ctx, len(gateways))
 	for i, g := range gateways {
 		for listener, addr := range map[string]*string{
 			"http": &info.Gateways[i].HTTP, "https": &info.Gateways[i].HTTPS, "status": &info.Gateways[i].Status,
