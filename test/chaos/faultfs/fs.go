@@ -1,0 +1,207 @@
+package faultfs
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"sync"
+	"syscall"
+
+	"github.com/hanwen/go-fuse/v2/fs"
+	"github.com/hanwen/go-fuse/v2/fuse"
+)
+
+// FS is a mounted directory. All methods are safe for concurrent use.
+type FS struct {
+	backing string
+	server  *fuse.Server
+
+	mu   sync.Mutex
+	hung chan struct{} // closed by Resume; nil when not hung
+	full bool
+	// failing is how many more writes fail, with errno.
+	failing int
+	errno   syscall.Errno
+	// unsynced holds, by file, how to undo the writes since the last fsync.
+	unsynced map[uint64][]undo
+	// writes counts the writes that succeeded, syncs the fsyncs.
+	writes, syncs int
+}
+
+// undo restores what one write or truncation replaced.
+type undo struct {
+	path    string
+	off     int64
+	old     []byte
+	oldSize int64
+	new     []byte // what was written; nil for a truncation
+}
+
+// Mount serves backing at mountpoint until Close. It needs root and /dev/fuse.
+func Mount(backing, mountpoint string) (*FS, error) {
+	f := &FS{backing: backing, unsynced: map[uint64][]undo{}}
+	var st syscall.Stat_t
+	if err := syscall.Stat(backing, &st); err != nil {
+		return nil, fmt.Errorf("faultfs: %s: %w", backing, err)
+	}
+	root := &fs.LoopbackRoot{Path: backing, Dev: uint64(st.Dev)}
+	root.NewNode = func(r *fs.LoopbackRoot, _ *fs.Inode, _ string, _ *syscall.Stat_t) fs.InodeEmbedder {
+		return &node{LoopbackNode: fs.LoopbackNode{RootData: r}, disk: f}
+	}
+	top := &node{LoopbackNode: fs.LoopbackNode{RootData: root}, disk: f}
+	root.RootNode = top
+	server, err := fs.Mount(mountpoint, top, &fs.Options{
+		MountOptions: fuse.MountOptions{DirectMount: true, FsName: "faultfs", Name: "faultfs", DisableXAttrs: true},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("faultfs: mount %s: %w", mountpoint, err)
+	}
+	f.server = server
+	return f, nil
+}
+
+// Close resumes and unmounts. Processes that use the mount must have ended.
+func (f *FS) Close() error {
+	f.Resume()
+	if err := f.server.Unmount(); err != nil {
+		return fmt.Errorf("faultfs: unmount: %w", err)
+	}
+	f.server.Wait()
+	return nil
+}
+
+// Hang makes every write and fsync wait until Resume.
+func (f *FS) Hang() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.hung == nil {
+		f.hung = make(chan struct{})
+	}
+}
+
+// Resume ends a Hang.
+func (f *FS) Resume() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.hung != nil {
+		close(f.hung)
+		f.hung = nil
+	}
+}
+
+// Fill makes the disk full: every write fails with ENOSPC, and statfs tells so.
+func (f *FS) Fill() { f.setFull(true) }
+
+// Free ends a Fill.
+func (f *FS) Free() { f.setFull(false) }
+
+func (f *FS) setFull(full bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.full = full
+}
+
+// FailWrites makes the next n writes fail with errno, for example EIO.
+func (f *FS) FailWrites(n int, errno syscall.Errno) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.failing, f.errno = n, errno
+}
+
+// Counts returns how many writes succeeded and how many fsyncs there were.
+func (f *FS) Counts() (writes, syncs int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.writes, f.syncs
+}
+
+// PowerCut undoes what was written and not fsynced, each file from its newest
+// write back to one that rng chooses; of the oldest write undone a random prefix
+// stays: a torn write. The processes that had the files open must be dead. It
+// returns how many writes were lost.
+func (f *FS) PowerCut(rng *rand.Rand) (lost int, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for ino, list := range f.unsynced {
+		keep := rng.IntN(len(list) + 1)
+		for i := len(list) - 1; i >= keep; i-- {
+			torn := 0
+			if i == keep && len(list[i].new) > 1 && rng.IntN(2) == 0 {
+				torn = 1 + rng.IntN(len(list[i].new)-1)
+			}
+			if err := list[i].revert(torn); err != nil {
+				return lost, fmt.Errorf("faultfs: power cut: %w", err)
+			}
+			lost++
+		}
+		delete(f.unsynced, ino)
+	}
+	return lost, nil
+}
+
+// revert undoes a write, but for the first torn bytes of it.
+func (u undo) revert(torn int) error {
+	file, err := os.OpenFile(u.path, os.O_RDWR, 0)
+	if os.IsNotExist(err) {
+		return nil // removed since: nothing to undo
+	}
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	if _, err := file.WriteAt(u.old, u.off); err != nil {
+		return err
+	}
+	if err := file.Truncate(u.oldSize); err != nil {
+		return err
+	}
+	if torn > 0 {
+		_, err = file.WriteAt(u.new[:torn], u.off)
+	}
+	return err
+}
+
+// wait returns when the disk does not hang, or EINTR when the caller gave up.
+func (f *FS) wait(ctx context.Context) syscall.Errno {
+	f.mu.Lock()
+	hung := f.hung
+	f.mu.Unlock()
+	if hung == nil {
+		return 0
+	}
+	select {
+	case <-hung:
+		return 0
+	case <-ctx.Done():
+		return syscall.EINTR
+	}
+}
+
+// admit says whether a write may go on.
+func (f *FS) admit() syscall.Errno {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	switch {
+	case f.full:
+		return syscall.ENOSPC
+	case f.failing > 0:
+		f.failing--
+		return f.errno
+	}
+	return 0
+}
+
+func (f *FS) remember(ino uint64, u undo) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.writes++
+	f.unsynced[ino] = append(f.unsynced[ino], u)
+}
+
+func (f *FS) synced(ino uint64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.syncs++
+	delete(f.unsynced, ino)
+}

@@ -1,0 +1,167 @@
+package faultfs
+
+import (
+	"bytes"
+	"errors"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.etcd.io/bbolt"
+)
+
+func mount(t *testing.T) (*FS, string) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("mounting needs root")
+	}
+	if _, err := os.Stat("/dev/fuse"); err != nil {
+		t.Skip("no /dev/fuse")
+	}
+	point := t.TempDir()
+	f, err := Mount(t.TempDir(), point)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := f.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return f, point
+}
+
+func write(t *testing.T, path string, data []byte, off int64, sync bool) {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt(data, off); err != nil {
+		t.Fatal(err)
+	}
+	if sync {
+		if err := f.Sync(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestAPowerCutLosesOnlyWhatWasNotSynced(t *testing.T) {
+	lostSome, tornSome := false, false
+	for seed := range uint64(30) {
+		f, point := mount(t)
+		path := filepath.Join(point, "a")
+		write(t, path, []byte("synced data"), 0, true)
+		write(t, path, []byte("UNSYNC"), 0, false)
+		write(t, path, []byte(" and a tail"), 11, false)
+		if _, err := f.PowerCut(rand.New(rand.NewPCG(seed, 0))); err != nil {
+			t.Fatal(err)
+		}
+		got, err := os.ReadFile(filepath.Join(f.backing, "a"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch s := string(got); {
+		case s == "synced data":
+			lostSome = true
+		case s == "UNSYNC data", s == "UNSYNC data and a tail":
+		case bytes.HasPrefix(got, []byte("U")), bytes.HasPrefix(got, []byte("UNSYNC data ")):
+			tornSome = true
+		default:
+			t.Fatalf("seed %d: %q is neither old, new nor a torn mixture", seed, s)
+		}
+	}
+	if !lostSome || !tornSome {
+		t.Fatalf("lost %v, torn %v: in 30 cuts both must happen", lostSome, tornSome)
+	}
+}
+
+func TestAHungDiskHoldsWritesUntilItResumes(t *testing.T) {
+	f, point := mount(t)
+	path := filepath.Join(point, "a")
+	write(t, path, []byte("x"), 0, true)
+	f.Hang()
+	done := make(chan struct{})
+	go func() { write(t, path, []byte("y"), 0, true); close(done) }()
+	select {
+	case <-done:
+		t.Fatal("a write went through a hung disk")
+	case <-time.After(200 * time.Millisecond):
+	}
+	f.Resume()
+	select {
+	case <-done:
+	case <-time.After(5 * time.Second):
+		t.Fatal("the write did not end after the disk resumed")
+	}
+}
+
+func TestAFullDiskRefusesWritesAndRecovers(t *testing.T) {
+	f, point := mount(t)
+	path := filepath.Join(point, "a")
+	write(t, path, []byte("x"), 0, true)
+	f.Fill()
+	file, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	if _, err := file.WriteAt([]byte("y"), 0); !errors.Is(err, syscall.ENOSPC) {
+		t.Fatalf("writing to a full disk: %v, want ENOSPC", err)
+	}
+	var st syscall.Statfs_t
+	if err := syscall.Statfs(point, &st); err != nil || st.Bavail != 0 {
+		t.Fatalf("statfs of a full disk: %d blocks free, %v", st.Bavail, err)
+	}
+	f.Free()
+	if _, err := file.WriteAt([]byte("y"), 0); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestBoltWorksOnTheMountAndKeepsSyncedTransactions(t *testing.T) {
+	f, point := mount(t)
+	path := filepath.Join(point, "bolt.db")
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{NoFreelistSync: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range byte(20) {
+		if err := db.Update(func(tx *bbolt.Tx) error {
+			b, err := tx.CreateBucketIfNotExists([]byte("b"))
+			if err != nil {
+				return err
+			}
+			return b.Put([]byte{i}, bytes.Repeat([]byte{i}, 1000))
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.PowerCut(rand.New(rand.NewPCG(1, 2))); err != nil {
+		t.Fatal(err)
+	}
+	db, err = bbolt.Open(filepath.Join(f.backing, "bolt.db"), 0o600, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	err = db.View(func(tx *bbolt.Tx) error {
+		for i := range byte(20) {
+			if got := tx.Bucket([]byte("b")).Get([]byte{i}); len(got) != 1000 || got[0] != i {
+				t.Errorf("key %d was lost", i)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
