@@ -4,7 +4,6 @@ import (
 	"encoding/base64"
 	"fmt"
 	"math"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -74,12 +73,7 @@ func (d *decoder) report(c *cursor, at span, code, message, hint string) {
 
 // finish returns the problems in the order of the text, with excerpts.
 func (d *decoder) finish() Problems {
-	slices.SortStableFunc(d.problems, func(a, b Problem) int {
-		if a.Line != b.Line {
-			return a.Line - b.Line
-		}
-		return a.Column - b.Column
-	})
+	d.problems.Sort()
 	for i := range d.problems {
 		p := &d.problems[i]
 		p.Excerpt = d.src.excerpt(span{line: int32(p.Line), col: int32(p.Column)})
@@ -151,7 +145,7 @@ func (d *decoder) message(m protoreflect.Message, n *node, c *cursor, more extra
 		}
 		if handle := more[f.key]; handle != nil {
 			if claim(f.key) && f.value.kind != nullNode {
-				handle(f.value, c.field(f.key, f.key, f.at))
+				handle(f.value, c.field(f.key, f.key, f.place()))
 			}
 			continue
 		}
@@ -169,7 +163,7 @@ func (d *decoder) message(m protoreflect.Message, n *node, c *cursor, more extra
 			continue
 		}
 		given[name] = true
-		d.field(m, fd, form, f, c.field(f.key, name, f.value.at))
+		d.field(m, fd, form, f, c.field(f.key, name, f.place()))
 	}
 	if desc.FullName() == "muster.v1.Upstream" && !given["nodes"] && !given["service_name"] && !given["discovery_type"] {
 		// Forgotten nodes and none at all are the same to the message, so it is
@@ -273,7 +267,7 @@ func (d *decoder) mapField(m protoreflect.Message, fd protoreflect.FieldDescript
 	value := fd.MapValue()
 	for i := range n.fields {
 		f := &n.fields[i]
-		at := c.entry(f.key, f.value.at)
+		at := c.entry(f.key, f.place())
 		key, ok := d.mapKey(fd.MapKey(), f, at)
 		if !ok {
 			continue

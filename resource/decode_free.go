@@ -80,8 +80,7 @@ func (d *decoder) free(n *node, c *cursor, rule secretRule) *structpb.Value {
 			d.report(c, n.at, CodeInvalid, "value must be a number that can be represented", "")
 			return nil
 		}
-		whole := strings.TrimPrefix(n.text, "-")
-		if !strings.ContainsAny(whole, ".eE") && strconv.FormatFloat(math.Abs(value), 'f', 0, 64) != whole {
+		if whole := strings.TrimPrefix(n.text, "-"); !strings.ContainsAny(whole, ".eE") && !isExact(math.Abs(value), whole) {
 			d.report(c, n.at, CodeInvalid, "the integer is too large to be kept exactly", "put it in quotes if it is an identifier")
 			return nil
 		}
@@ -90,6 +89,12 @@ func (d *decoder) free(n *node, c *cursor, rule secretRule) *structpb.Value {
 		return structpb.NewListValue(&structpb.ListValue{Values: d.freeItems(n, c, rule)})
 	}
 	return structpb.NewStructValue(&structpb.Struct{Fields: d.freeFields(n, c, rule)})
+}
+
+// isExact says whether an integer's literal is how the number that it became is
+// written: in full, or with no more digits than tell it from its neighbours.
+func isExact(value float64, literal string) bool {
+	return strconv.FormatFloat(value, 'f', 0, 64) == literal || strconv.FormatFloat(value, 'f', -1, 64) == literal
 }
 
 func (d *decoder) freeItems(n *node, c *cursor, rule secretRule) []*structpb.Value {
@@ -106,7 +111,7 @@ func (d *decoder) freeFields(n *node, c *cursor, rule secretRule) map[string]*st
 	values := make(map[string]*structpb.Value, len(n.fields))
 	for i := range n.fields {
 		f := &n.fields[i]
-		at := c.entry(f.key, f.value.at)
+		at := c.entry(f.key, f.place())
 		if values[f.key] != nil {
 			d.report(at, f.at, CodeDuplicate, "the key is given twice", "remove one")
 			continue
@@ -118,7 +123,8 @@ func (d *decoder) freeFields(n *node, c *cursor, rule secretRule) map[string]*st
 	return values
 }
 
-// any packs the message that an object with `@type` describes.
+// any packs the message that an object with `@type` describes: by its fields,
+// or, for a type that the program does not link in, by its encoding in `@bytes`.
 func (d *decoder) any(out *anypb.Any, n *node, c *cursor) {
 	if n.kind != mapNode {
 		d.mismatch(c, n, "an object", false)
@@ -134,9 +140,13 @@ func (d *decoder) any(out *anypb.Any, n *node, c *cursor) {
 	if !strings.Contains(url, "/") {
 		url = "type.googleapis.com/" + url
 	}
+	if n.get("@bytes") != nil {
+		d.anyBytes(out, url, n, c)
+		return
+	}
 	mt, err := d.types.FindMessageByURL(url)
 	if err != nil {
-		d.report(&cursor{parent: c, seg: nameSegment("@type")}, name.at, CodeUnknown, "no message of that type is known", "use the full name of a v3 xDS message, type.googleapis.com/envoy....")
+		d.report(&cursor{parent: c, seg: nameSegment("@type")}, name.at, CodeUnknown, "no message of that type is known here", "check the name; a type that muster does not know can be given as base64 of its encoding in `@bytes`")
 		return
 	}
 	m := mt.New()
@@ -159,6 +169,24 @@ func (d *decoder) any(out *anypb.Any, n *node, c *cursor) {
 		return
 	}
 	out.TypeUrl, out.Value = url, body
+}
+
+// anyBytes packs a message that comes encoded.
+func (d *decoder) anyBytes(out *anypb.Any, url string, n *node, c *cursor) {
+	value := out.ProtoReflect().Descriptor().Fields().ByName("value")
+	for i := range n.fields {
+		f := &n.fields[i]
+		switch f.key {
+		case "@type":
+		case "@bytes":
+			f.value.secret = true
+			if body, ok := d.scalar(value, f.value, c.field(f.key, f.key, f.value.at), true); ok {
+				out.TypeUrl, out.Value = url, body.Bytes()
+			}
+		default:
+			d.report(&cursor{parent: c, seg: nameSegment(f.key)}, f.at, CodeConflict, "`@bytes` is the whole message, other fields cannot stand beside it", "remove the field")
+		}
+	}
 }
 
 // wellKnown fills a message of google.protobuf, such as a Duration.

@@ -21,16 +21,16 @@ type FieldDiff struct {
 // passed over.
 func DiffFields(before, after *musterv1.Resource) []FieldDiff {
 	d := &differ{}
-	d.compare("", comparable(before), comparable(after))
+	d.compare("", treeOf(before), treeOf(after))
 	return d.diffs
 }
 
-// comparable returns the object's tree, nil of nil.
-func comparable(r *musterv1.Resource) *node {
+// treeOf returns the object's tree, nil of nil.
+func treeOf(r *musterv1.Resource) *node {
 	if body(r) == nil {
 		return nil
 	}
-	n, err := writer{types: protoregistry.GlobalTypes, opaque: true}.tree(r)
+	n, err := writer{types: protoregistry.GlobalTypes}.tree(r)
 	if err != nil {
 		return nil
 	}

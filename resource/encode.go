@@ -28,8 +28,8 @@ func EncodeObject(r *musterv1.Resource) ([]byte, error) { return Encoder{}.Objec
 // Object returns the object as API7's Admin API carries it: compact JSON that
 // has exactly the fields that were given, in a fixed order, secrets in clear.
 // A service always has its `type`, an upstream always its `nodes`; a route's
-// URIs are `paths`, as in API7 EE. It fails on a resource without a kind and on
-// an xds_resource whose message type is not known.
+// URIs are `paths`, as in API7 EE; the message of an xds_resource whose type is
+// not known is `@bytes`. It fails on a resource without a kind.
 //
 // Decoding the result with DecodeObject gives an equal resource, provided that r
 // is in canonical form.

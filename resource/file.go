@@ -169,7 +169,7 @@ func (d *fileDecoder) keep(r *musterv1.Resource, n *node, c *cursor) {
 	}
 	d.seen[key] = c.String()
 	d.file.Resources = append(d.file.Resources, r)
-	d.file.Positions.register(r, &object{src: d.src, place: c.place})
+	d.file.Positions.register(r, &object{src: d.src, place: c.place, within: c.String()})
 }
 
 // id returns the id to use: the given one, or that generated from names, of
@@ -369,9 +369,14 @@ func (d *fileDecoder) credential(n *node, c *cursor, parent *musterv1.Consumer) 
 }
 
 func (d *fileDecoder) typedConfig(credential *musterv1.Credential, n *node, c *cursor, kind *node, kindAt *cursor, config *node, configAt *cursor) {
-	switch {
-	case kind == nil && config == nil:
+	if kind == nil && config == nil {
 		return
+	}
+	plugins := c.place.child("plugins", n.at)
+	// Whatever is reported here leaves the plugins in a state that says nothing.
+	before := len(d.problems)
+	defer func() { plugins.faulty = plugins.faulty || len(d.problems) > before }()
+	switch {
 	case n.get("plugins") != nil:
 		d.report(&cursor{parent: c, seg: "plugins"}, n.at, CodeConflict, "type and config, and plugins, are the same", "keep one of them")
 		return
@@ -389,7 +394,7 @@ func (d *fileDecoder) typedConfig(credential *musterv1.Credential, n *node, c *c
 		return
 	}
 	kind.public = true
-	configAt.place = c.place.child("plugins", kind.at).child(nameSegment(kind.text), config.at)
+	configAt.place = plugins.child(nameSegment(kind.text), kind.at)
 	fields := d.freeFields(config, configAt, pluginSecrets("muster.v1.Credential", kind.text))
 	credential.Plugins = map[string]*structpb.Struct{kind.text: {Fields: fields}}
 }

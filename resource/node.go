@@ -75,6 +75,15 @@ type field struct {
 	value *node
 }
 
+// place is where to point for the field: at the value, unless that begins on
+// another line.
+func (f *field) place() span {
+	if f.value.at.line != f.at.line {
+		return f.at
+	}
+	return f.value.at
+}
+
 // get returns the value of the first field of that name, nil when there is none.
 func (n *node) get(key string) *node {
 	for i := range n.fields {

@@ -25,12 +25,18 @@ func Normalize(r *musterv1.Resource) {
 }
 
 // normalizeMessage gives free-form values that have no kind the kind null, which
-// is what they mean and the only way to write them, and messages that are nil in
-// maps and lists their empty value.
+// is what they mean and the only way to write them, messages that are nil in
+// maps and lists their empty value, and negative zero its plain form.
 func normalizeMessage(m protoreflect.Message) {
-	if value, ok := m.Interface().(*structpb.Value); ok && value.GetKind() == nil {
-		value.Kind = &structpb.Value_NullValue{}
-		return
+	if value, ok := m.Interface().(*structpb.Value); ok {
+		switch kind := value.GetKind().(type) {
+		case nil:
+			value.Kind = &structpb.Value_NullValue{}
+			return
+		case *structpb.Value_NumberValue:
+			kind.NumberValue += 0 // -0 + 0 is 0
+			return
+		}
 	}
 	if m.Descriptor().FullName() == "google.protobuf.Any" {
 		return
@@ -63,6 +69,8 @@ func normalizeMessage(m protoreflect.Message) {
 			}
 		case fd.Message() != nil:
 			normalizeMessage(value.Message())
+		case fd.Kind() == protoreflect.DoubleKind:
+			m.Set(fd, protoreflect.ValueOfFloat64(value.Float()+0))
 		}
 		return true
 	})

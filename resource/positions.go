@@ -19,6 +19,8 @@ type Positions struct {
 type object struct {
 	src   *source
 	place *place
+	// within is the path of the object in its file.
+	within string
 }
 
 // place is where a field stands and, under their canonical names, where its
@@ -113,8 +115,8 @@ func (p Positions) object(key Key) *object {
 	return p.only
 }
 
-// Locate fills in file, line, column and excerpt of the problems whose Object
-// is in the text, in place, and returns them.
+// Locate fills in Within, file, line, column and excerpt of the problems whose
+// Object is in the text, in place, and returns them.
 func (p Positions) Locate(ps Problems) Problems {
 	for i := range ps {
 		if ps[i].Line != 0 || (ps[i].Object == Key{} && p.only == nil) {
@@ -122,6 +124,7 @@ func (p Positions) Locate(ps Problems) Problems {
 		}
 		if file, line, col, excerpt, ok := p.At(ps[i].Object, ps[i].Path); ok {
 			ps[i].File, ps[i].Line, ps[i].Column, ps[i].Excerpt = file, line, col, excerpt
+			ps[i].Within = p.object(ps[i].Object).within
 		}
 	}
 	return ps

@@ -1,7 +1,9 @@
 package resource
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -24,8 +26,11 @@ const (
 type Problem struct {
 	// Object is the resource at fault, when it is known.
 	Object Key
-	// Path is the field, `routes[2].uris[0]` style: relative to the object for
-	// single objects, to the file for files. Empty means the whole.
+	// Within is where the object stands in its file, `services[0].routes[2]`, when
+	// it came from one.
+	Within string
+	// Path is the field, `routes[2].uris[0]` style: relative to the object, or to
+	// the file if Object is not set. Empty means the whole.
 	Path string
 	// Code is one of the constants Code….
 	Code string
@@ -42,7 +47,8 @@ type Problem struct {
 }
 
 // String returns the problem on one line, without the excerpt:
-// `name:14:9: route/foo: uris[0]: message (hint)`.
+// `name:14:9: services[0].routes[2].uris[0]: message (hint)`, or without a file
+// `route/foo: uris[0]: message (hint)`.
 func (p Problem) String() string {
 	var b strings.Builder
 	if p.File != "" {
@@ -54,11 +60,14 @@ func (p Problem) String() string {
 	if b.Len() > 0 {
 		b.WriteByte(' ')
 	}
-	if p.Object != (Key{}) {
+	path := p.Path
+	if p.Within != "" {
+		path = joinPath(p.Within, path)
+	} else if p.Object != (Key{}) {
 		b.WriteString(p.Object.String() + ": ")
 	}
-	if p.Path != "" {
-		b.WriteString(p.Path + ": ")
+	if path != "" {
+		b.WriteString(path + ": ")
 	}
 	b.WriteString(p.Message)
 	if p.Hint != "" {
@@ -78,6 +87,17 @@ func (ps Problems) Error() string {
 		lines[i] = p.String()
 	}
 	return strings.Join(lines, "\n")
+}
+
+// Sort puts the problems into the order of the texts that they are about, those
+// without a place last. Problems at the same place keep their order.
+func (ps Problems) Sort() {
+	slices.SortStableFunc(ps, func(a, b Problem) int {
+		if (a.Line == 0) != (b.Line == 0) {
+			return b.Line - a.Line
+		}
+		return cmp.Or(strings.Compare(a.File, b.File), a.Line-b.Line, a.Column-b.Column)
+	})
 }
 
 // Err returns the problems as an error, nil when there are none.

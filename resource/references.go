@@ -206,5 +206,7 @@ func (v Validator) File(f *File, lookup func(Key) (*musterv1.Resource, bool)) Pr
 			}
 		}
 	})...)
-	return f.Positions.Locate(f.Positions.dropFaulty(problems))
+	problems = f.Positions.Locate(f.Positions.dropFaulty(problems))
+	problems.Sort()
+	return problems
 }

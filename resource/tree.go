@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/structpb"
@@ -20,9 +21,6 @@ import (
 // writer turns messages into nodes, secrets marked.
 type writer struct {
 	types Resolver
-	// opaque stands for xds_resources whose message type is not known, instead
-	// of failing.
-	opaque bool
 }
 
 // tree returns the object as API7's JSON has it.
@@ -131,29 +129,73 @@ func (w writer) value(fd protoreflect.FieldDescriptor, value protoreflect.Value,
 	return out, nil
 }
 
-// any returns the packed message with its `@type`.
+// any returns the packed message by its fields when they tell all of it, and by
+// its encoding otherwise.
 func (w writer) any(m *anypb.Any) (*node, error) {
 	if m.GetTypeUrl() == "" {
 		return newMap(), nil
 	}
-	text, err := protojson.MarshalOptions{Resolver: w.types, UseProtoNames: true}.Marshal(m)
-	if err != nil {
-		if w.opaque {
-			out := newMap()
-			out.add("@type", newString(m.GetTypeUrl()))
-			out.add("value", newString(base64.StdEncoding.EncodeToString(m.GetValue())).markSecret())
+	if unpacked := w.unpack(m); unpacked != nil {
+		text, err := protojson.MarshalOptions{Resolver: w.types, UseProtoNames: true}.Marshal(m)
+		if err == nil {
+			out, failure := parseJSON(text)
+			if failure != nil {
+				return nil, fmt.Errorf("message of type %s: %w", m.GetTypeUrl(), failure)
+			}
+			w.markSecrets(unpacked.Descriptor(), out)
 			return out, nil
 		}
-		return nil, fmt.Errorf("message of type %s: %w", m.GetTypeUrl(), err)
 	}
-	out, failure := parseJSON(text)
-	if failure != nil {
-		return nil, fmt.Errorf("message of type %s: %w", m.GetTypeUrl(), failure)
-	}
-	if unpacked, err := w.types.FindMessageByURL(m.GetTypeUrl()); err == nil {
-		w.markSecrets(unpacked.Descriptor(), out)
-	}
+	out := newMap()
+	out.add("@type", newString(m.GetTypeUrl()))
+	out.add("@bytes", newString(base64.StdEncoding.EncodeToString(m.GetValue())).markSecret())
 	return out, nil
+}
+
+// unpack returns the message, nil when its type is not known or its fields do
+// not tell all that it holds.
+func (w writer) unpack(m *anypb.Any) protoreflect.Message {
+	mt, err := w.types.FindMessageByURL(m.GetTypeUrl())
+	if err != nil {
+		return nil
+	}
+	unpacked := mt.New()
+	if err := proto.Unmarshal(m.GetValue(), unpacked.Interface()); err != nil || w.holdsUnknown(unpacked) {
+		return nil
+	}
+	return unpacked
+}
+
+// holdsUnknown says that there are fields of which JSON would tell nothing.
+func (w writer) holdsUnknown(m protoreflect.Message) bool {
+	if len(m.GetUnknown()) > 0 {
+		return true
+	}
+	if packed, ok := m.Interface().(*anypb.Any); ok {
+		return packed.GetTypeUrl() != "" && w.unpack(packed) == nil
+	}
+	unknown := false
+	m.Range(func(fd protoreflect.FieldDescriptor, value protoreflect.Value) bool {
+		switch {
+		case fd.IsMap():
+			if fd.MapValue().Message() == nil {
+				break
+			}
+			value.Map().Range(func(_ protoreflect.MapKey, entry protoreflect.Value) bool {
+				unknown = w.holdsUnknown(entry.Message())
+				return !unknown
+			})
+		case fd.Message() == nil:
+		case fd.IsList():
+			for i := range value.List().Len() {
+				unknown = unknown || w.holdsUnknown(value.List().Get(i).Message())
+			}
+		default:
+			unknown = w.holdsUnknown(value.Message())
+		}
+		return !unknown
+	})
+	return unknown
 }
 
 // markSecrets marks what is secret in the JSON of a message.

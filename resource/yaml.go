@@ -1,6 +1,7 @@
 package resource
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
@@ -49,7 +50,7 @@ func parseYAML(data []byte) (root *node, failure *syntaxError) {
 			continue
 		}
 		if body != nil {
-			return nil, &syntaxError{at: tokenSpan(doc.Body.GetToken()), code: CodeSyntax,
+			return nil, &syntaxError{at: tokenSpan(cmp.Or(doc.Start, doc.Body.GetToken())), code: CodeSyntax,
 				message: "the text holds more than one YAML document", hint: "put each into a file of its own, or join them and remove the `---`"}
 		}
 		body = doc.Body
@@ -320,8 +321,9 @@ func (c *yamlConverter) tag(n *ast.TagNode, depth int) *node {
 	return value
 }
 
-// plainExponent matches numbers that YAML 1.2 knows and the parser does not.
-var plainExponent = regexp.MustCompile(`^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$`)
+// plainNumber matches numbers of YAML 1.2 that the parser takes for strings when
+// they have an exponent or are large.
+var plainNumber = regexp.MustCompile(`^[-+]?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?$`)
 
 // leadingZero matches numbers that YAML 1.1 reads as octal and YAML 1.2 as decimal.
 var leadingZero = regexp.MustCompile(`^[-+]?0[0-9_]+$`)
@@ -342,10 +344,8 @@ func (c *yamlConverter) scalar(n ast.Node) *node {
 	case *ast.FloatNode:
 		return &node{kind: numberNode, text: formatNumber(n.Value), at: at}
 	case *ast.StringNode:
-		if tk.Type == token.StringType && plainExponent.MatchString(tk.Value) {
-			if value, err := strconv.ParseFloat(tk.Value, 64); err == nil && !math.IsInf(value, 0) {
-				return &node{kind: numberNode, text: formatNumber(value), at: at}
-			}
+		if tk.Type == token.StringType && plainNumber.MatchString(tk.Value) {
+			return &node{kind: numberNode, text: strings.TrimPrefix(tk.Value, "+"), at: at}
 		}
 		return &node{kind: stringNode, text: n.Value, at: at}
 	case *ast.LiteralNode:
@@ -357,15 +357,16 @@ func (c *yamlConverter) scalar(n ast.Node) *node {
 	return c.fail(tk, CodeSyntax, "this YAML cannot be read here", "")
 }
 
-// formatNumber writes a finite number as JSON does in JavaScript: integers
-// without a fraction, exponents only for the very large and very small.
+// formatNumber writes a finite number as JSON: integers in full and exactly,
+// exponents only for the very large and very small.
 func formatNumber(value float64) string {
-	if value == 0 {
+	switch abs := math.Abs(value); {
+	case value == 0:
 		return "0"
+	case value == math.Trunc(value) && abs < 1e21:
+		return strconv.FormatFloat(value, 'f', 0, 64)
+	case abs < 1e-6 || abs >= 1e21:
+		return strconv.FormatFloat(value, 'e', -1, 64)
 	}
-	format := byte('f')
-	if abs := math.Abs(value); abs < 1e-6 || abs >= 1e21 {
-		format = 'e'
-	}
-	return strconv.FormatFloat(value, format, -1, 64)
+	return strconv.FormatFloat(value, 'f', -1, 64)
 }

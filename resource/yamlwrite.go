@@ -99,7 +99,7 @@ func literal(text string) (lines []string, header string, ok bool) {
 
 // plainScalar matches strings that YAML reads as themselves without quotes; of
 // those a number may still be one, and a word a boolean.
-var plainScalar = regexp.MustCompile(`^[A-Za-z_/][A-Za-z0-9_./+-]*( [A-Za-z0-9_./+-]+)*$`)
+var plainScalar = regexp.MustCompile(`^[A-Za-z_/][A-Za-z0-9_./+*-]*( [A-Za-z0-9_./+-]+)*$|^[0-9]+\.[0-9]+\.[0-9]+\.[0-9]+(/[0-9]+)?$`)
 
 // appendScalar appends a string, in quotes where YAML could read it as anything else.
 func appendScalar(b []byte, s string) []byte {
