@@ -1,6 +1,8 @@
 package compile
 
 import (
+	iradix "github.com/hashicorp/go-immutable-radix/v2"
+
 	"github.com/musterhq/muster/raftstore/state"
 	"github.com/musterhq/muster/resource"
 )
@@ -45,15 +47,49 @@ type Delta struct {
 
 // Compiled is a group's compilation. It is immutable; all methods are safe for
 // concurrent use.
-type Compiled struct{}
+type Compiled struct {
+	// started is false only of Empty.
+	started bool
+	tree    tree
+	// routes holds what each route has, by id.
+	routes *iradix.Tree[*routeRecord]
+	// owned lists the xDS resources that an object has to itself, by key.
+	owned *iradix.Tree[[]Key]
+	// keys holds the API keys by key and holder, holders the key of each consumer
+	// and credential by holder.
+	keys    *iradix.Tree[part]
+	holders *iradix.Tree[string]
+	// limits holds descriptors by filter and owner.
+	limits *iradix.Tree[part]
+	// rules is what the global rules come to.
+	rules *ruleRecord
+	// out holds what was compiled, raw the xds_resources also by their ids.
+	out, raw *iradix.Tree[*Resource]
+}
 
 // Empty is the compilation of a group that has never been compiled: it holds
 // no xDS resource at all, not even those that an empty group has.
-func Empty() *Compiled { return &Compiled{} }
+func Empty() *Compiled {
+	return &Compiled{
+		tree:    newTree(),
+		routes:  iradix.New[*routeRecord](),
+		owned:   iradix.New[[]Key](),
+		keys:    iradix.New[part](),
+		holders: iradix.New[string](),
+		limits:  iradix.New[part](),
+		rules:   &ruleRecord{},
+		out:     iradix.New[*Resource](),
+		raw:     iradix.New[*Resource](),
+	}
+}
 
 // Full compiles a whole view; the Delta holds everything.
 func Full(v state.View) (*Compiled, Delta, resource.Problems) {
-	return Empty().Next(v, nil)
+	changes := make([]state.Change, 0, v.Len())
+	for e := range v.Entries() {
+		changes = append(changes, state.Change{Key: e.Key, After: e})
+	}
+	return Empty().Next(v, changes)
 }
 
 // Next compiles the view that differs from the one c was compiled from by the
@@ -61,5 +97,15 @@ func Full(v state.View) (*Compiled, Delta, resource.Problems) {
 // objects touched; an object with a problem is left out, as far as the problem
 // goes, and everything else is compiled.
 func (c *Compiled) Next(v state.View, changes []state.Change) (*Compiled, Delta, resource.Problems) {
-	return c, Delta{}, nil
+	t := c.txn(v)
+	if !c.started {
+		t.begin()
+	}
+	for _, change := range changes {
+		t.object(change.Key)
+	}
+	t.compileRoutes()
+	t.compileTree()
+	t.compileShared()
+	return t.commit()
 }
