@@ -1,0 +1,449 @@
+package xds
+
+import (
+	"slices"
+	"time"
+
+	"google.golang.org/protobuf/encoding/protowire"
+
+	"github.com/musterhq/muster/server/compile"
+	"github.com/musterhq/muster/server/snapshot"
+)
+
+// takeDelta carries out a request of the incremental protocol.
+func (s *session) takeDelta(now time.Time, t *track, r *request, first bool) error {
+	if !first && len(r.nonce) > 0 {
+		// The nonce only says which response is answered. Of an unknown one nothing
+		// follows, and the subscriptions count all the same.
+		if f, ok := t.answered(r.nonce); ok {
+			if r.failed {
+				s.refuse(now, t, &f, r.failure)
+			} else {
+				s.acknowledge(now, t, &f)
+			}
+		}
+	}
+	if first {
+		return s.firstDelta(t, r)
+	}
+	for name := range r.subscribed() {
+		if err := s.subscribeDelta(t, name); err != nil {
+			return err
+		}
+	}
+	for name := range r.unsubscribed() {
+		s.unsubscribeDelta(t, string(name))
+	}
+	return nil
+}
+
+// firstDelta begins the subscription to a type.
+func (s *session) firstDelta(t *track, r *request) error {
+	set := s.newest.Set(t.typeURL, s.client.view)
+	t.wildcard = t.legacy && r.subscribe == 0 && r.unsubscribe == 0
+	if err := s.subscribeFirst(t, r, set); err != nil {
+		return err
+	}
+	for name := range r.unsubscribed() {
+		s.unsubscribeDelta(t, string(name))
+	}
+	if !t.wildcard && len(t.globs) == 0 || r.initial > 0 {
+		t.answers = nil // everything is new: the whole push is the answer
+	}
+	t.must = t.wildcard || len(t.globs) > 0
+	if r.initial == 0 {
+		return nil
+	}
+	t.must = false
+	s.resume(t, r, set)
+	return nil
+}
+
+// subscribeFirst adds the names of a first request. Where they are the names of
+// the set, nothing is stored but that.
+func (s *session) subscribeFirst(t *track, r *request, set *snapshot.Set) error {
+	if r.subscribe >= 16 && r.subscribe == set.Len() {
+		var sum snapshot.Names
+		for name := range r.subscribed() {
+			sum.Add(name)
+		}
+		if sum == set.Names() {
+			t.names = interest{base: set, sum: sum}
+			return s.checkSubscriptions()
+		}
+	}
+	for name := range r.subscribed() {
+		if err := s.subscribeDelta(t, name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// resume works out what a client that comes back holds of the set: everything
+// but the exceptions, of which there are usually none.
+func (s *session) resume(t *track, r *request, set *snapshot.Set) {
+	t.held, t.dropped, t.least = set, set, s.newest
+	var tally snapshot.Tally
+	for name, version := range r.versions() {
+		tally.Add(name, version)
+	}
+	everything := t.wildcard || len(t.globs) == 0 && t.names.sum == tally.Names()
+	if rev, ok := set.Holds(tally); ok && everything {
+		if changed, ok := set.ChangedSince(rev); ok {
+			for name, res := range changed {
+				t.except(name, res)
+			}
+			return
+		}
+	}
+	known := make(map[string]bool, r.initial)
+	for name, version := range r.versions() {
+		if !t.wants(string(name)) {
+			continue // not a subscription, [P]
+		}
+		res, ok := set.Find(name)
+		switch {
+		case !ok:
+			known[string(name)] = true
+			t.vanished = append(t.vanished, string(name))
+		case res.IsContent(version):
+			known[res.Name] = true
+		}
+	}
+	if t.wildcard || len(t.globs) > 0 {
+		for res := range set.All() {
+			if !known[res.Name] && t.wants(res.Name) {
+				t.ask(res.Name)
+			}
+		}
+	}
+	for name := range t.names.all() {
+		if !known[name] {
+			t.ask(name)
+		}
+	}
+}
+
+// except notes that the client does not hold what the set holds of a name.
+func (t *track) except(name string, res *snapshot.Resource) {
+	switch {
+	case !t.wants(name):
+	case res == nil:
+		t.vanished = append(t.vanished, name)
+	default:
+		t.ask(name)
+	}
+}
+
+func (s *session) subscribeDelta(t *track, name []byte) error {
+	switch {
+	case string(name) == "*":
+		t.wildcard, t.must, t.resend = true, true, true
+		return nil
+	case isGlob(string(name)):
+		if !slices.Contains(t.globs, string(name)) {
+			t.globs = append(t.globs, string(name))
+		}
+		t.must, t.resend = true, true
+		return s.checkSubscriptions()
+	}
+	if _, err := s.subscribe(t, name); err != nil {
+		return err
+	}
+	t.ask(string(name))
+	return nil
+}
+
+func (s *session) unsubscribeDelta(t *track, name string) {
+	switch {
+	case name == "*":
+		t.wildcard = false
+		return
+	case isGlob(name):
+		t.globs = slices.DeleteFunc(t.globs, func(g string) bool { return g == name })
+		return
+	}
+	removed := t.names.remove(name)
+	delete(t.answers, name)
+	if removed && t.wildcard {
+		// The client forgets the name but for what the wildcard says of it. [P]
+		t.ask(name)
+	}
+	if !t.wants(name) {
+		delete(t.refused, name)
+	}
+}
+
+// composeDelta returns the responses that bring the client to the set.
+func (s *session) composeDelta(t *track, set *snapshot.Set) []chunk {
+	parts := snapshot.PartBoth
+	if s.splits(t) {
+		parts = snapshot.PartUpserts
+	}
+	must := t.must
+	resend := t.resend && t.held != nil // else the push is whole anyway
+	t.must, t.resend = false, false
+	if t.wildcard && !resend && len(t.answers) == 0 && len(t.refused) == 0 && (parts == snapshot.PartUpserts || len(t.vanished) == 0) {
+		if t.held.Same(set) && !must {
+			return nil
+		}
+		return chunksOf(s.cfg.encoder.Delta(t.typeURL, t.held, set, parts), must)
+	}
+	var c composition
+	all := true // every change is wanted
+	if t.held == nil && !t.wildcard && len(t.globs) == 0 {
+		all = t.firstNamed(set, &c)
+	} else {
+		for name, r := range set.Changes(t.held) {
+			switch {
+			case !t.wants(name):
+				all = false
+			case r == nil && parts == snapshot.PartUpserts:
+			default:
+				all = c.add(t, name, r) && all
+			}
+		}
+	}
+	changed := len(c.up) + len(c.removed)
+	for name, asked := range t.answers {
+		switch r, ok := set.Get(name); {
+		case ok:
+			c.answer(r)
+		case asked:
+			c.removed = append(c.removed, name)
+		}
+	}
+	t.answers = nil
+	if resend {
+		for r := range set.All() {
+			if t.wants(r.Name) {
+				c.answer(r)
+			}
+		}
+	}
+	if parts == snapshot.PartBoth {
+		c.removed = append(c.removed, t.vanished...)
+		t.vanished = nil
+	}
+	if all && len(c.alone) == 0 && changed == len(c.up)+len(c.removed) && (changed > 0 || must) {
+		// What this client needs is what every client at the same place needs.
+		return chunksOf(s.cfg.encoder.Delta(t.typeURL, t.held, set, parts), must)
+	}
+	return c.chunks(s.cfg.encoder, t.typeURL, set, must)
+}
+
+// firstNamed composes the first push to a client that subscribes by name; it
+// reports whether that is the whole set.
+func (t *track) firstNamed(set *snapshot.Set, c *composition) (all bool) {
+	if t.names.base == set && len(t.names.minus) == 0 && len(t.names.plus) == 0 {
+		for r := range set.All() {
+			c.up = append(c.up, r)
+		}
+		return true
+	}
+	for name := range t.names.all() {
+		if r, ok := set.Get(name); ok {
+			c.up = append(c.up, r)
+		} else {
+			c.removed = append(c.removed, name)
+		}
+	}
+	return false
+}
+
+// answerDelta returns responses to what was asked for while a push to the set is
+// under way. What is not in the set but will come with the next push waits for
+// that: told that there is nothing, an Envoy would begin to use the nothing.
+func (s *session) answerDelta(t *track, set *snapshot.Set) []chunk {
+	var c composition
+	var next *snapshot.Set
+	if to := s.allowed(t); to != nil {
+		next = to.Set(t.typeURL, s.client.view)
+	}
+	for name, asked := range t.answers {
+		if r, ok := set.Get(name); ok {
+			c.answer(r)
+		} else if next != nil && hasName(next, name) {
+			continue
+		} else if asked {
+			c.removed = append(c.removed, name)
+		}
+		delete(t.answers, name)
+	}
+	chunks := c.chunks(s.cfg.encoder, t.typeURL, set, false)
+	for i := range chunks {
+		chunks[i].kind = answer
+	}
+	return chunks
+}
+
+func hasName(set *snapshot.Set, name string) bool {
+	_, ok := set.Get(name)
+	return ok
+}
+
+// composition is the content of responses in the making.
+type composition struct {
+	up      []*snapshot.Resource
+	removed []string
+	// alone are new contents of resources that were refused: each in a response of
+	// its own, so that they do no harm to others if they are refused again.
+	alone []*snapshot.Resource
+	seen  map[string]bool // names in up, kept when needed
+}
+
+// add adds a change; it reports whether it did so without regard to refusals.
+func (c *composition) add(t *track, name string, r *snapshot.Resource) bool {
+	if r == nil {
+		c.removed = append(c.removed, name)
+		return true
+	}
+	if f := t.refused[name]; f != nil {
+		if !f.resource.SameContent(r) {
+			c.alone = append(c.alone, r)
+		}
+		return false
+	}
+	c.up = append(c.up, r)
+	return true
+}
+
+// answer adds a resource that may be among the changes already.
+func (c *composition) answer(r *snapshot.Resource) {
+	if c.seen == nil {
+		c.seen = make(map[string]bool, len(c.up))
+		for _, r := range c.up {
+			c.seen[r.Name] = true
+		}
+		for _, r := range c.alone {
+			c.seen[r.Name] = true
+		}
+	}
+	if !c.seen[r.Name] {
+		c.seen[r.Name] = true
+		c.up = append(c.up, r)
+	}
+}
+
+func (c *composition) chunks(enc *snapshot.Encoder, typeURL string, set *snapshot.Set, must bool) []chunk {
+	var out []chunk
+	if len(c.up)+len(c.removed) > 0 || must && len(c.alone) == 0 {
+		out = chunksOf(enc.EncodeDelta(typeURL, set.String(), c.up, c.removed), true)
+	}
+	for _, r := range c.alone {
+		out = append(out, chunksOf(enc.EncodeDelta(typeURL, set.String(), []*snapshot.Resource{r}, nil), true)...)
+	}
+	return out
+}
+
+// chunksOf makes chunks of frames; of an empty frame only when one is due.
+func chunksOf(frames []*snapshot.Frame, must bool) []chunk {
+	out := make([]chunk, 0, len(frames))
+	for _, f := range frames {
+		if must || len(f.Upserts)+len(f.Removed) > 0 {
+			out = append(out, chunk{frame: f, test: f.Upserts, removed: f.Removed})
+		}
+	}
+	return out
+}
+
+// composeRemoval returns the removals that are due when every route is at a
+// snapshot whose set is given.
+func (s *session) composeRemoval(t *track, to *snapshot.Set) []chunk {
+	if !s.delta {
+		return s.removalSotW(t, to)
+	}
+	var removed []string
+	if !t.dropped.Same(to) {
+		for name, r := range to.Changes(t.dropped) {
+			if r == nil && t.wants(name) && !hasName(t.held, name) {
+				removed = append(removed, name)
+			}
+		}
+	}
+	for _, name := range t.vanished {
+		if t.wants(name) && !hasName(t.held, name) {
+			removed = append(removed, name)
+		}
+	}
+	if len(removed) == 0 {
+		t.dropped, t.vanished = to, nil
+		return nil
+	}
+	chunks := chunksOf(s.cfg.encoder.EncodeDelta(t.typeURL, t.held.String(), nil, removed), true)
+	for i := range chunks {
+		chunks[i].kind = removal
+	}
+	chunks[len(chunks)-1].goal = to
+	return chunks
+}
+
+// warm sends the endpoints of new and changed clusters with the clusters: Envoy
+// accepts a cluster when its endpoints are there, and does not ask again for
+// those of one that changed.
+func (s *session) warm(cds *track, clusters []*snapshot.Resource) {
+	eds := s.find(compile.EndpointType)
+	if eds == nil {
+		return
+	}
+	for _, r := range clusters {
+		name := endpointsOf(r)
+		switch {
+		case name == "":
+		case eds.wants(name):
+			eds.ask(name)
+		case s.delta && len(clusters) <= maxUnasked:
+			eds.offer(name)
+		}
+	}
+}
+
+// maxUnasked bounds how many endpoints are sent before they are asked for. It
+// saves a round trip; when there are many, sending them twice costs more.
+const maxUnasked = 64
+
+// Field numbers of envoy.config.cluster.v3.Cluster.
+const (
+	clusterType   protowire.Number = 2
+	clusterEDS    protowire.Number = 3
+	edsService    protowire.Number = 2
+	discoveryEDS                   = 3
+	clusterCustom protowire.Number = 38
+)
+
+// endpointsOf returns the name of the ClusterLoadAssignment that a cluster takes
+// its endpoints from; empty when it takes them from elsewhere.
+func endpointsOf(r *snapshot.Resource) string {
+	name, eds := r.Name, false
+	b := r.Body
+	for len(b) > 0 {
+		num, typ, n := protowire.ConsumeTag(b)
+		if n < 0 {
+			return ""
+		}
+		b = b[n:]
+		switch {
+		case num == clusterType && typ == protowire.VarintType:
+			v, _ := protowire.ConsumeVarint(b)
+			eds = v == discoveryEDS
+		case num == clusterCustom:
+			return ""
+		case num == clusterEDS && typ == protowire.BytesType:
+			v, _ := protowire.ConsumeBytes(b)
+			for num, value := range fields(v) {
+				if num == edsService && len(value) > 0 {
+					name = string(value)
+				}
+			}
+		}
+		if n = protowire.ConsumeFieldValue(num, typ, b); n < 0 {
+			return ""
+		}
+		b = b[n:]
+	}
+	if !eds {
+		return ""
+	}
+	return name
+}
