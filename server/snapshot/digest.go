@@ -95,3 +95,24 @@ func (t *Tally) Add(name, version []byte) {
 	t.print += printOf(name, content)
 	t.names += namePrintOf(name)
 }
+
+// Names sums up a set of names, for comparison with the names of a Set.
+type Names struct {
+	n   int
+	sum fingerprint
+}
+
+// Add counts a name in; it must not be counted already.
+func (n *Names) Add(name []byte) { n.n, n.sum = n.n+1, n.sum+namePrintOf(name) }
+
+// Remove counts a name out that was counted in.
+func (n *Names) Remove(name []byte) { n.n, n.sum = n.n-1, n.sum-namePrintOf(name) }
+
+// Len returns the number of names.
+func (n Names) Len() int { return n.n }
+
+// Names returns the names that were tallied.
+func (t Tally) Names() Names { return Names{t.n, t.names} }
+
+// Names returns the names of the set.
+func (t *Set) Names() Names { return Names{t.Len(), t.names} }

@@ -40,7 +40,7 @@ func ParseVersion[T string | []byte](version T) (v Version, content T, ok bool) 
 		return Version{}, version, false
 	}
 	revision, rest, ok := cutUint(rest)
-	if !ok || len(rest) < contentLen {
+	if !ok || len(rest) < contentLen || hasDot(rest) {
 		return Version{}, version, false
 	}
 	return Version{Epoch: epoch, Revision: revision}, rest, true
@@ -48,7 +48,7 @@ func ParseVersion[T string | []byte](version T) (v Version, content T, ok bool) 
 
 // cutUint reads a decimal number and the dot after it.
 func cutUint[T string | []byte](s T) (n uint64, rest T, ok bool) {
-	const tooBig = (1<<64 - 1) / 10
+	const tooBig = (1<<64 - 1) / 10 // one digit less than fits: enough
 	for i := range len(s) {
 		c := s[i]
 		switch {
@@ -60,4 +60,13 @@ func cutUint[T string | []byte](s T) (n uint64, rest T, ok bool) {
 		n = n*10 + uint64(c-'0')
 	}
 	return 0, s, false
+}
+
+func hasDot[T string | []byte](s T) bool {
+	for i := range len(s) {
+		if s[i] == '.' {
+			return true
+		}
+	}
+	return false
 }

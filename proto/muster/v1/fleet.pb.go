@@ -815,7 +815,8 @@ type TypeDigest struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	TypeUrl string                 `protobuf:"bytes,1,opt,name=type_url,json=typeUrl,proto3" json:"type_url,omitempty"`
 	Count   uint64                 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
-	// The sum modulo 2^256, big-endian, of SHA-256(name, 0, version) over the type's resources.
+	// The sum modulo 2^256, big-endian, of SHA-256(name, 0, content) over the type's resources,
+	// where content is the last part of a version `<epoch>.<revision>.<content>`.
 	Digest        []byte `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
