@@ -26,11 +26,15 @@ var http2Preface = []byte("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
 // flow control, keepalive enforcement and graceful stop, which it lacks behind
 // net/http.
 type portMux struct {
-	ln       net.Listener
-	tls      *tls.Config
-	grpc     *muxListener
-	http     *muxListener
-	sniffing chan struct{}
+	ln    net.Listener
+	tls   *tls.Config
+	grpc  *muxListener
+	http  *muxListener
+	slots chan struct{} // one for each connection that is being sniffed
+
+	mu       sync.Mutex
+	closed   bool
+	sniffing map[net.Conn]struct{}
 }
 
 // newPortMux takes over the listener. config may be nil for plaintext.
@@ -40,7 +44,8 @@ func newPortMux(ln net.Listener, config *tls.Config) *portMux {
 		tls:      withALPN(config),
 		grpc:     newMuxListener(ln.Addr()),
 		http:     newMuxListener(ln.Addr()),
-		sniffing: make(chan struct{}, maxSniffing),
+		slots:    make(chan struct{}, maxSniffing),
+		sniffing: map[net.Conn]struct{}{},
 	}
 }
 
@@ -87,20 +92,36 @@ func (m *portMux) serve() error {
 			}
 			return err
 		}
-		m.sniffing <- struct{}{}
+		m.slots <- struct{}{}
 		wg.Go(func() {
-			defer func() { <-m.sniffing }()
+			defer func() { <-m.slots }()
 			m.sniff(conn)
 		})
 	}
 }
 
-func (m *portMux) sniff(conn net.Conn) {
-	_ = conn.SetDeadline(time.Now().Add(sniffTimeout))
-	to, conn, err := m.route(conn)
-	if err != nil || conn.SetDeadline(time.Time{}) != nil || !to.deliver(conn) {
-		_ = conn.Close()
+func (m *portMux) sniff(raw net.Conn) {
+	if !m.track(raw) {
+		_ = raw.Close()
+		return
 	}
+	_ = raw.SetDeadline(time.Now().Add(sniffTimeout))
+	to, conn, err := m.route(raw)
+	m.mu.Lock()
+	delete(m.sniffing, raw)
+	m.mu.Unlock()
+	if err != nil || raw.SetDeadline(time.Time{}) != nil || !to.deliver(conn) {
+		_ = raw.Close()
+	}
+}
+
+func (m *portMux) track(conn net.Conn) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.closed {
+		m.sniffing[conn] = struct{}{}
+	}
+	return !m.closed
 }
 
 func (m *portMux) route(conn net.Conn) (*muxListener, net.Conn, error) {
@@ -127,7 +148,17 @@ func (m *portMux) route(conn net.Conn) (*muxListener, net.Conn, error) {
 	return m.http, peeked, nil
 }
 
-func (m *portMux) close() error { return m.ln.Close() }
+// close ends serve: nothing more is accepted, and who has not said yet what it
+// speaks is cut off.
+func (m *portMux) close() error {
+	m.mu.Lock()
+	m.closed = true
+	for conn := range m.sniffing {
+		_ = conn.Close()
+	}
+	m.mu.Unlock()
+	return m.ln.Close()
+}
 
 // peekedConn gives back the bytes that were read from it.
 type peekedConn struct {
