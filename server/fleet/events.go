@@ -26,31 +26,34 @@ func (r *Registry) Connected(s *xds.Stream) {
 	}
 	if !p.live() {
 		g.live++
+		p.connected = now
+	}
+	if !isGRPC(s.UserAgent) {
+		// The newest stream takes the place of an earlier one of its sort, whose
+		// end may not have been noticed yet; what still comes from that is late.
+		for _, old := range slices.Clone(p.streams) {
+			if old.typeURL == s.TypeURL {
+				p.drop(old.id)
+			}
+		}
 	}
 	if !p.live() {
-		p.connected = now
 		// A refused response is not sent again, but a new stream is a new try.
 		p.refusals = nil
 	}
-	// The newest stream takes the place of an earlier one of its sort, whose end
-	// may not have been noticed yet; what still comes from that one is late.
-	for _, old := range slices.Clone(p.streams) {
-		if old.typeURL == s.TypeURL {
-			p.drop(old.id)
-			p.refusals = slices.DeleteFunc(p.refusals, func(r refusal) bool { return s.TypeURL == "" || r.typeURL == s.TypeURL })
-		}
+	if len(p.streams) < streamLimit {
+		p.streams = append(p.streams, &stream{id: s.ID, typeURL: s.TypeURL})
 	}
-	p.streams = append(p.streams, liveStream{s.ID, s.TypeURL})
 	p.info, p.seen = s, now
 	g.poke()
 }
 
 // Disconnected implements xds.Observer. The data plane is remembered.
 func (r *Registry) Disconnected(s *xds.Stream, _ error) {
-	r.event(s, func(g *group, p *plane, now time.Time) bool {
+	r.event(s, func(g *group, p *plane, _ *stream, now time.Time) bool {
 		p.drop(s.ID)
 		if p.live() {
-			return false
+			return p.settle()
 		}
 		g.live--
 		if len(g.planes)-g.live > r.cfg.RememberOffline+r.cfg.RememberOffline/8 {
@@ -64,8 +67,8 @@ func (r *Registry) Disconnected(s *xds.Stream, _ error) {
 
 // Subscribed implements xds.Observer.
 func (r *Registry) Subscribed(s *xds.Stream, e xds.Subscribed) {
-	r.event(s, func(_ *group, p *plane, _ time.Time) bool {
-		t := p.typeOf(s.ID, e.TypeURL)
+	r.event(s, func(_ *group, p *plane, st *stream, _ time.Time) bool {
+		t := st.typeAt(e.TypeURL)
 		if t == nil {
 			return false
 		}
@@ -76,8 +79,8 @@ func (r *Registry) Subscribed(s *xds.Stream, e xds.Subscribed) {
 
 // Sent implements xds.Observer.
 func (r *Registry) Sent(s *xds.Stream, e xds.Sent) {
-	r.event(s, func(_ *group, p *plane, _ time.Time) bool {
-		if t := p.typeOf(s.ID, e.TypeURL); t != nil {
+	r.event(s, func(_ *group, p *plane, st *stream, _ time.Time) bool {
+		if t := st.typeAt(e.TypeURL); t != nil {
 			t.sent = e.To
 		}
 		return false
@@ -86,8 +89,8 @@ func (r *Registry) Sent(s *xds.Stream, e xds.Sent) {
 
 // Acked implements xds.Observer.
 func (r *Registry) Acked(s *xds.Stream, e xds.Acked) {
-	r.event(s, func(_ *group, p *plane, _ time.Time) bool {
-		t := p.typeOf(s.ID, e.TypeURL)
+	r.event(s, func(_ *group, p *plane, st *stream, _ time.Time) bool {
+		t := st.typeAt(e.TypeURL)
 		if t == nil {
 			return false
 		}
@@ -102,11 +105,9 @@ func (r *Registry) Acked(s *xds.Stream, e xds.Acked) {
 
 // Synced implements xds.Observer.
 func (r *Registry) Synced(s *xds.Stream, v Version) {
-	r.event(s, func(_ *group, p *plane, _ time.Time) bool {
-		for i := range p.types {
-			if t := &p.types[i]; t.stream == s.ID {
-				t.reach(v)
-			}
+	r.event(s, func(_ *group, p *plane, st *stream, _ time.Time) bool {
+		for i := range st.types {
+			st.types[i].reach(v)
 		}
 		return p.settle()
 	})
@@ -129,10 +130,10 @@ func (r *Registry) Nacked(s *xds.Stream, e xds.Nacked) {
 	for i, x := range e.Refused {
 		msgs[i] = r.attribute(s.Group, e, x)
 	}
-	r.event(s, func(_ *group, p *plane, now time.Time) bool {
+	r.event(s, func(_ *group, p *plane, st *stream, now time.Time) bool {
 		for i, m := range msgs {
 			m.At = timestamppb.New(now)
-			p.refuse(refusal{typeURL: e.TypeURL, name: e.Refused[i].Name, msg: m})
+			p.refuse(refusal{typeURL: e.TypeURL, name: e.Refused[i].Name, stream: st.id, msg: m})
 		}
 		return len(msgs) > 0
 	})
@@ -175,7 +176,7 @@ func (r *Registry) attribute(groupID string, e xds.Nacked, x xds.Refused) *muste
 
 // event runs f under the group's lock when the stream is a live one; f reports
 // whether waiters should look again.
-func (r *Registry) event(s *xds.Stream, f func(g *group, p *plane, now time.Time) bool) {
+func (r *Registry) event(s *xds.Stream, f func(g *group, p *plane, st *stream, now time.Time) bool) {
 	g := r.existing(s.Group)
 	if g == nil {
 		return
@@ -184,11 +185,15 @@ func (r *Registry) event(s *xds.Stream, f func(g *group, p *plane, now time.Time
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	p := g.planes[s.Node]
-	if p == nil || !p.has(s.ID) {
+	if p == nil {
+		return
+	}
+	st := p.stream(s.ID)
+	if st == nil {
 		return
 	}
 	p.seen = now
-	if f(g, p, now) {
+	if f(g, p, st, now) {
 		g.poke()
 	}
 }
@@ -196,3 +201,6 @@ func (r *Registry) event(s *xds.Stream, f func(g *group, p *plane, now time.Time
 func isEnvoy(userAgent string) bool {
 	return userAgent == "envoy" || strings.HasPrefix(userAgent, "envoy/")
 }
+
+// isGRPC recognises gRPC's own xDS clients, `gRPC Go/1.85.0` for example.
+func isGRPC(userAgent string) bool { return strings.HasPrefix(userAgent, "gRPC ") }

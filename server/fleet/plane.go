@@ -13,8 +13,9 @@ import (
 	"github.com/musterhq/muster/server/xds"
 )
 
-// typeLimit and refusalLimit bound what one data plane can make us remember.
+// What one data plane can make us remember is bounded.
 const (
+	streamLimit  = 256
 	typeLimit    = 32
 	refusalLimit = 64
 	detailLimit  = 2048
@@ -31,25 +32,26 @@ const (
 // plane is one data plane. It is guarded by its group's mutex.
 type plane struct {
 	id      string
-	streams []liveStream
+	streams []*stream   // the live ones, oldest first
 	info    *xds.Stream // the newest one
 
-	types     []typeState // by type URL; few, so a slice beats a map
+	past      []typeState // as the last stream to end left them
 	refusals  []refusal   // by type URL and name
-	whole     Version     // least acknowledged of types
+	whole     Version     // least acknowledged of all types of all streams
 	connected time.Time
 	seen      time.Time
 }
 
-// liveStream is an open stream: of ADS, or of one type.
-type liveStream struct {
+// stream is a live stream: of ADS, or of one type. Most data planes have one of
+// ADS; gRPC has one per target, Envoy without ADS one per type.
+type stream struct {
 	id      uint64
-	typeURL string // empty for ADS
+	typeURL string      // empty for ADS
+	types   []typeState // by type URL; few, so a slice beats a map
 }
 
 type typeState struct {
 	url      string
-	stream   uint64 // the live stream that subscribes; 0 when only remembered
 	acked    Version
 	sent     Version
 	names    int
@@ -58,6 +60,7 @@ type typeState struct {
 
 type refusal struct {
 	typeURL, name string
+	stream        uint64
 	msg           *musterv1.Refusal
 }
 
@@ -77,72 +80,97 @@ func (p *plane) state(current Version) musterv1.DataPlaneState {
 	}
 }
 
-// settled reports whether the session has got far enough for its revision to
+// settled reports whether the data plane has got far enough for its revision to
 // mean the whole configuration. A starting Envoy acknowledges its clusters
 // before it asks for a listener; gRPC and the gateway begin with what they need.
 func (p *plane) settled() bool {
-	if len(p.types) == 0 {
-		return false
+	envoy := isEnvoy(p.info.UserAgent)
+	for _, s := range p.streams {
+		for _, t := range s.types {
+			if !envoy || t.url == compile.ListenerType {
+				return true
+			}
+		}
 	}
-	if !isEnvoy(p.info.UserAgent) {
-		return true
+	return false
+}
+
+func (p *plane) stream(id uint64) *stream {
+	for _, s := range p.streams {
+		if s.id == id {
+			return s
+		}
 	}
-	return slices.ContainsFunc(p.types, func(t typeState) bool { return t.url == compile.ListenerType && t.stream != 0 })
+	return nil
+}
+
+// drop forgets a stream and what was refused on it.
+func (p *plane) drop(id uint64) {
+	if len(p.streams) == 1 {
+		p.past = p.types()
+	}
+	p.streams = slices.DeleteFunc(p.streams, func(s *stream) bool { return s.id == id })
+	if p.live() {
+		p.refusals = slices.DeleteFunc(p.refusals, func(r refusal) bool { return r.stream == id })
+	}
 }
 
 // typeAt finds or adds a type; nil when there are too many.
-func (p *plane) typeAt(url string) *typeState {
-	i, ok := slices.BinarySearchFunc(p.types, url, func(t typeState, url string) int { return cmp.Compare(t.url, url) })
+func (s *stream) typeAt(url string) *typeState {
+	i, ok := slices.BinarySearchFunc(s.types, url, func(t typeState, url string) int { return cmp.Compare(t.url, url) })
 	if !ok {
-		if len(p.types) >= typeLimit {
+		if len(s.types) >= typeLimit {
 			return nil
 		}
-		p.types = slices.Insert(p.types, i, typeState{url: url})
+		s.types = slices.Insert(s.types, i, typeState{url: url})
 	}
-	return &p.types[i]
+	return &s.types[i]
+}
+
+// types merges the types of all streams: the least that was acknowledged and
+// sent, and all that is subscribed to. Of an offline plane it is what it left.
+func (p *plane) types() []typeState {
+	switch len(p.streams) {
+	case 0:
+		return p.past
+	case 1:
+		return slices.Clone(p.streams[0].types)
+	}
+	var all []typeState
+	for _, s := range p.streams {
+		for _, t := range s.types {
+			i, ok := slices.BinarySearchFunc(all, t.url, func(t typeState, url string) int { return cmp.Compare(t.url, url) })
+			if !ok {
+				all = slices.Insert(all, i, t)
+				continue
+			}
+			m := &all[i]
+			m.acked, m.sent = least(m.acked, t.acked), least(m.sent, t.sent)
+			m.names += t.names
+			m.wildcard = m.wildcard || t.wildcard
+		}
+	}
+	return all
+}
+
+func least(a, b Version) Version {
+	if b.Less(a) {
+		return b
+	}
+	return a
 }
 
 // settle recomputes whole after an event; it reports whether whole changed.
 func (p *plane) settle() bool {
-	before := p.whole
-	first := true
-	for _, t := range p.types {
-		if first || t.acked.Less(p.whole) {
-			p.whole, first = t.acked, false
+	before, first := p.whole, true
+	for _, s := range p.streams {
+		for _, t := range s.types {
+			if first || t.acked.Less(p.whole) {
+				p.whole, first = t.acked, false
+			}
 		}
 	}
 	return before != p.whole
-}
-
-// typeOf finds a type that a live stream subscribes to. The first that is heard
-// of it on a stream makes it the stream's; nil when there are too many types.
-func (p *plane) typeOf(stream uint64, url string) *typeState {
-	t := p.typeAt(url)
-	if t == nil || t.stream == stream {
-		return t
-	}
-	// What an earlier stream acknowledged no longer counts: the data plane may
-	// have started again with nothing.
-	t.stream, t.acked, t.sent = stream, Version{}, Version{}
-	// Types that only earlier streams subscribed to are forgotten, or a data
-	// plane that came back without them would never be whole again.
-	p.types = slices.DeleteFunc(p.types, func(t typeState) bool { return t.stream == 0 })
-	return p.typeAt(url)
-}
-
-// drop forgets a stream; what it subscribed to is remembered until another
-// stream subscribes.
-func (p *plane) drop(id uint64) {
-	p.streams = slices.DeleteFunc(p.streams, func(s liveStream) bool { return s.id == id })
-	for i := range p.types {
-		if t := &p.types[i]; t.stream == id {
-			t.stream, t.names, t.wildcard = 0, 0, false
-		}
-	}
-}
-
-func (p *plane) has(id uint64) bool {
-	return slices.ContainsFunc(p.streams, func(s liveStream) bool { return s.id == id })
 }
 
 func (p *plane) refuse(r refusal) {
@@ -205,7 +233,7 @@ func (p *plane) message(g *group, now time.Time, types bool) *musterv1.DataPlane
 	if !types {
 		return m
 	}
-	for _, t := range p.types {
+	for _, t := range p.types() {
 		m.Types = append(m.Types, &musterv1.TypeStatus{
 			TypeUrl:       t.url,
 			State:         p.typeState(t, g.current),

@@ -241,6 +241,15 @@ func TestTheNewestStreamOfADataPlaneCounts(t *testing.T) {
 	}
 }
 
+func TestANewStreamIsANewTry(t *testing.T) {
+	r, _ := newRegistry(t)
+	r.Published("g", rev(3))
+	connect(r, 1, "a").subscribe(compile.ClusterType).nack(compile.ClusterType, "x", "no").synced(3)
+	wantState(t, r, "a", nacked, 3)
+	connect(r, 2, "a").subscribe(compile.ClusterType).ack(compile.ClusterType, 3)
+	wantState(t, r, "a", synced, 3)
+}
+
 func TestPerTypeStreamsOfADataPlaneAreOneDataPlane(t *testing.T) {
 	r, _ := newRegistry(t)
 	r.Published("g", rev(3))
@@ -254,6 +263,24 @@ func TestPerTypeStreamsOfADataPlaneAreOneDataPlane(t *testing.T) {
 	wantState(t, r, "a", synced, 3)
 	lds.disconnect()
 	wantState(t, r, "a", offline, 3)
+}
+
+func TestAllStreamsOfAGRPCClientMustHoldARevision(t *testing.T) {
+	r, _ := newRegistry(t)
+	r.Published("g", rev(3))
+	grpc := func(s *xds.Stream) { s.UserAgent = "gRPC Go/1.85.0" }
+	first := connect(r, 1, "a", grpc).subscribe(compile.ListenerType).ack(compile.ListenerType, 3)
+	wantState(t, r, "a", synced, 3)
+	second := connect(r, 2, "a", grpc).subscribe(compile.ListenerType)
+	if p := wantState(t, r, "a", stale, 0); len(p.GetTypes()) != 1 || p.GetTypes()[0].GetAckedRevision() != 0 {
+		t.Fatalf("types = %v, want the least of both streams", p.GetTypes())
+	}
+	second.ack(compile.ListenerType, 3)
+	wantState(t, r, "a", synced, 3)
+	first.nack(compile.ListenerType, "x", "no")
+	wantState(t, r, "a", nacked, 3)
+	first.disconnect() // and with it what it refused
+	wantState(t, r, "a", synced, 3)
 }
 
 func TestATypeThatIsNoLongerSubscribedToDoesNotHoldARevisionBack(t *testing.T) {
