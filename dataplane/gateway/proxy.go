@@ -1,0 +1,409 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// clusterUse is a request's hold on a cluster.
+type clusterUse struct {
+	*cluster
+	name     string
+	weighted *weightedCluster // the choice, when there was one
+	held     bool
+}
+
+// acquire takes hold of the cluster's connections; false when it was closed.
+func (u *clusterUse) acquire() bool {
+	if u.cluster == nil {
+		return true
+	}
+	u.held = u.transport.acquire()
+	return u.held
+}
+
+func (u *clusterUse) release() {
+	if u.held {
+		u.transport.release()
+	}
+}
+
+// Why a try got no answer.
+var (
+	failedConnect  = errors.New("remote connection failure")
+	failedTimeout  = errors.New("connection timeout")
+	failedReset    = errors.New("connection termination")
+	failedRefused  = errors.New("remote refused stream reset")
+	failedProtocol = errors.New("protocol error")
+	failedTry      = errors.New("per try timeout")
+	failedClient   = errors.New("the client is gone")
+	failedOverall  = errors.New("request timeout")
+	failedIdle     = errors.New("stream timeout")
+)
+
+// outcome is the result of one try.
+type outcome struct {
+	host    *host
+	resp    *http.Response
+	failure error // one of the above
+	sent    bool  // something of the request was sent
+	cancel  context.CancelFunc
+}
+
+// forward sends the request to the route's cluster and the answer back.
+func (x *exchange) forward() {
+	f := x.route.forward
+	if x.cluster.cluster == nil {
+		x.answer(&reply{status: f.notFound})
+		return
+	}
+	if limit := x.cluster.cfg.maxRequests; limit > 0 && x.cluster.inFlight.Add(1) > limit {
+		x.cluster.inFlight.Add(-1)
+		x.answer(&reply{status: http.StatusServiceUnavailable, body: resetText("overflow", 0)})
+		return
+	} else if limit > 0 {
+		defer x.cluster.inFlight.Add(-1)
+	}
+	ctx, cancel := context.WithCancelCause(x.in.Context())
+	defer cancel(nil)
+	x.ctx = ctx
+	x.startTimers(cancel)
+	defer x.stopTimers()
+
+	x.finalizeRequest()
+	x.prepareBody()
+	o, attempts := x.tryUntilDone()
+	if o == nil {
+		x.answer(&reply{status: http.StatusServiceUnavailable, body: "no healthy upstream"})
+		return
+	}
+	defer o.host.requests.Add(-1)
+	defer o.cancel()
+	if o.failure != nil {
+		x.answerFailure(o.failure, attempts)
+		return
+	}
+	defer o.resp.Body.Close()
+	if o.resp.StatusCode == http.StatusSwitchingProtocols {
+		x.switchProtocols(o.resp)
+		return
+	}
+	x.relay(o.resp)
+}
+
+// startTimers arms the route's timeouts.
+func (x *exchange) startTimers(cancel context.CancelCauseFunc) {
+	f := x.route.forward
+	idle := x.chain.streamIdle
+	if f.hasIdle {
+		idle = f.idleTimeout
+	}
+	if idle > 0 {
+		x.idle = idle
+		x.idleTimer = time.AfterFunc(idle, func() { cancel(failedIdle) })
+	}
+	if f.timeout > 0 && x.upgrade == "" {
+		x.overall = time.AfterFunc(f.timeout, func() { cancel(failedOverall) })
+	}
+}
+
+func (x *exchange) stopTimers() {
+	if x.idleTimer != nil {
+		x.idleTimer.Stop()
+	}
+	if x.overall != nil {
+		x.overall.Stop()
+	}
+}
+
+// progress puts the idle timeout off.
+func (x *exchange) progress() {
+	if x.idleTimer != nil && x.ctx.Err() == nil {
+		x.idleTimer.Reset(x.idle)
+	}
+}
+
+// finalizeRequest applies the route's changes to the request.
+func (x *exchange) finalizeRequest() {
+	h := x.in.Header
+	if w := x.cluster.weighted; w != nil {
+		w.onRequest.apply(x, h, nil)
+	}
+	x.route.onRequest.apply(x, h, nil)
+	x.vhost.onRequest.apply(x, h, nil)
+	x.routeConfig.onRequest.apply(x, h, nil)
+	f := x.route.forward
+	host := x.host
+	switch {
+	case f.hostLiteral != "":
+		x.host = f.hostLiteral
+	case f.hostHeader != "":
+		if v, ok := x.headerValue(f.hostHeader); ok && v != "" {
+			x.host = v
+		}
+	}
+	if f.appendHost && (x.host != host || f.autoHost) {
+		h["X-Forwarded-Host"] = append(h["X-Forwarded-Host"], host)
+	}
+	path := x.fullPath()
+	x.route.rewritePath(x)
+	if x.upgrade != "" {
+		h["Connection"], h["Upgrade"] = []string{"Upgrade"}, []string{x.upgrade}
+	}
+	if x.chain.router.suppressEnvoyHeaders {
+		return
+	}
+	if x.fullPath() != path {
+		h["X-Envoy-Original-Path"] = []string{path}
+	}
+	if x.host != host || f.autoHost {
+		h["X-Envoy-Original-Host"] = []string{host}
+	}
+	if f.timeout > 0 {
+		h["X-Envoy-Expected-Rq-Timeout-Ms"] = []string{strconv.FormatInt(f.timeout.Milliseconds(), 10)}
+	}
+}
+
+// prepareBody makes the body one that can be sent again.
+func (x *exchange) prepareBody() {
+	if x.in.Body == nil || x.in.Body == http.NoBody || x.in.ContentLength == 0 {
+		return
+	}
+	limit := keepForReconnect
+	if x.route.forward.retry != nil {
+		limit = keepForRetry
+	}
+	x.body = &replay{src: x.in.Body, limit: limit, progress: x.progress}
+	// Answers may come before the whole request was sent.
+	_ = http.NewResponseController(x.w).EnableFullDuplex() // HTTP/2 is anyway
+}
+
+// tryUntilDone sends the request until it has an answer that is not to be retried.
+// It returns nil when there is no host for it.
+func (x *exchange) tryUntilDone() (*outcome, int) {
+	policy := x.route.forward.retry
+	hash, hashed := hashOf(x.route.forward.hash, x)
+	var last *outcome
+	var tried []*host
+	for attempt := 0; ; attempt++ {
+		h := x.pickHost(policy, hash, hashed, attempt, tried)
+		if h == nil {
+			if last != nil {
+				return last, attempt - 1
+			}
+			return nil, 0
+		}
+		if last != nil {
+			x.discard(last)
+		}
+		tried = append(tried, h)
+		last = x.try(h, policy)
+		x.observe(last)
+		if policy == nil || attempt >= policy.retries || !policy.wants(last) || !x.retryAllowed() {
+			return last, attempt
+		}
+		if !sleep(x.ctx, policy.backOff(attempt)) || !x.body.closedNow(x.ctx.Done()) {
+			last.failure = x.whyCanceled()
+			return last, attempt
+		}
+	}
+}
+
+// pickHost picks a host, another than those tried where the policy wants it.
+func (x *exchange) pickHost(policy *retryPolicy, hash uint64, hashed bool, attempt int, tried []*host) *host {
+	set := x.cluster.set.Load()
+	h := set.pick(hash, hashed, 0)
+	if policy == nil || !policy.otherHost || attempt == 0 {
+		return h
+	}
+	for again := 1; again < policy.attempts && contains(tried, h); again++ {
+		h = set.pick(hash, hashed, again)
+	}
+	return h
+}
+
+func contains(hosts []*host, h *host) bool {
+	for _, other := range hosts {
+		if other == h {
+			return true
+		}
+	}
+	return false
+}
+
+// retryAllowed reports whether the request may be sent again.
+func (x *exchange) retryAllowed() bool {
+	return x.ctx.Err() == nil && x.body.replayable() && x.upgrade == ""
+}
+
+// discard ends a try whose answer is not used.
+func (x *exchange) discard(o *outcome) {
+	if o.resp != nil {
+		_, _ = io.CopyN(io.Discard, o.resp.Body, 64<<10) // for the connection's sake
+		_ = o.resp.Body.Close()                          // its end is of no interest
+	}
+	o.cancel()
+	o.host.requests.Add(-1)
+}
+
+// observe feeds outlier detection.
+func (x *exchange) observe(o *outcome) {
+	switch {
+	case o.failure == nil:
+		x.cluster.observe(o.host, o.resp.StatusCode)
+	case errors.Is(o.failure, failedClient):
+	case errors.Is(o.failure, failedOverall), errors.Is(o.failure, failedTry):
+		x.cluster.observe(o.host, http.StatusGatewayTimeout)
+	case errors.Is(o.failure, failedIdle):
+	default:
+		x.cluster.observe(o.host, http.StatusServiceUnavailable)
+	}
+}
+
+// try sends the request to one host.
+func (x *exchange) try(h *host, policy *retryPolicy) *outcome {
+	ctx, cancel := context.WithCancelCause(x.ctx)
+	o := &outcome{host: h, cancel: func() { cancel(nil) }}
+	h.requests.Add(1)
+	if policy != nil && policy.perTry > 0 {
+		t := time.AfterFunc(policy.perTry, func() { cancel(failedTry) })
+		defer t.Stop()
+	}
+	req, err := x.outgoing(ctx, h)
+	if err != nil {
+		o.failure = failedReset
+		return o
+	}
+	resp, err := x.cluster.transport.rt.RoundTrip(req)
+	x.progress()
+	if err != nil {
+		o.failure, o.sent = x.classify(ctx, err)
+		return o
+	}
+	o.resp, o.sent = resp, true
+	return o
+}
+
+// outgoing builds the request for a host.
+func (x *exchange) outgoing(ctx context.Context, h *host) (*http.Request, error) {
+	cfg := &x.cluster.cfg.transport
+	u := &url.URL{Scheme: "http", Host: h.address, Opaque: x.path, RawQuery: x.query, ForceQuery: x.hasQuery && x.query == ""}
+	if strings.HasPrefix(x.path, "//") {
+		// net/http would take what follows for a host.
+		u.Opaque = ""
+		u.Path, u.RawPath = x.path, x.path
+		if p, err := url.PathUnescape(x.path); err == nil {
+			u.Path = p
+		}
+	}
+	host := x.host
+	if x.route.forward.autoHost && h.hostname != "" {
+		host = h.hostname
+	}
+	if cfg.tls != nil {
+		u.Scheme = "https"
+		t := target{address: h.address}
+		switch {
+		case cfg.tls.autoSNI:
+			t.serverName = serverNameOf(host)
+		case cfg.tls.autoHost:
+			t.serverName = serverNameOf(h.hostname)
+		}
+		if t.serverName != "" {
+			// The pool keeps connections by this name: an address and an SNI.
+			u.Host = poolName(h.address, t.serverName)
+			ctx = withTarget(ctx, t)
+		}
+	}
+	req := (&http.Request{
+		Method: x.method, URL: u, Header: x.in.Header, Host: host, ContentLength: 0, Trailer: x.in.Trailer,
+	}).WithContext(ctx)
+	if _, ok := req.Header["User-Agent"]; !ok {
+		req.Header["User-Agent"] = []string{""} // none, rather than net/http's own
+	}
+	if x.body != nil {
+		body, err := x.body.reader()
+		if err != nil {
+			return nil, err
+		}
+		req.Body, req.ContentLength = body, x.in.ContentLength
+		req.GetBody = func() (io.ReadCloser, error) { return x.body.reader() }
+	}
+	return req, nil
+}
+
+// poolName returns a host:port that stands for an address and a server name.
+func poolName(address, serverName string) string {
+	colon := strings.LastIndexByte(address, ':')
+	ip := strings.NewReplacer(":", "-", "[", "", "]", "", "%", "-").Replace(address[:colon])
+	return ip + "." + serverName + address[colon:]
+}
+
+// classify finds out why a try got no answer.
+func (x *exchange) classify(ctx context.Context, err error) (failure error, sent bool) {
+	if ctx.Err() != nil {
+		if errors.Is(context.Cause(ctx), failedTry) {
+			return failedTry, true
+		}
+		return x.whyCanceled(), true
+	}
+	var de *dialError
+	if errors.As(err, &de) {
+		if de.timeout {
+			return failedTimeout, false
+		}
+		return failedConnect, false
+	}
+	text := err.Error()
+	switch {
+	case strings.Contains(text, "REFUSED_STREAM"):
+		return failedRefused, false
+	case strings.Contains(text, "malformed"), strings.Contains(text, "PROTOCOL_ERROR"):
+		return failedProtocol, true
+	}
+	return failedReset, true
+}
+
+// whyCanceled returns why the exchange's own context has ended.
+func (x *exchange) whyCanceled() error {
+	switch cause := context.Cause(x.ctx); {
+	case errors.Is(cause, failedIdle), errors.Is(cause, failedOverall):
+		return cause
+	}
+	return failedClient
+}
+
+// answerFailure answers in the place of an upstream that did not.
+func (x *exchange) answerFailure(failure error, retried int) {
+	switch {
+	case errors.Is(failure, failedClient):
+		panic(http.ErrAbortHandler) // nobody is there to hear
+	case errors.Is(failure, failedOverall), errors.Is(failure, failedTry):
+		x.answer(&reply{status: http.StatusGatewayTimeout, body: "upstream request timeout"})
+	case errors.Is(failure, failedIdle):
+		status := http.StatusGatewayTimeout
+		if !x.body.complete() {
+			status = http.StatusRequestTimeout
+		}
+		x.answer(&reply{status: status, body: "stream timeout"})
+	case errors.Is(failure, failedProtocol):
+		x.answer(&reply{status: http.StatusBadGateway, body: resetText(failure.Error(), retried)})
+	default:
+		x.answer(&reply{status: http.StatusServiceUnavailable, body: resetText(failure.Error(), retried)})
+	}
+}
+
+// resetText is Envoy's text for an upstream that gave no answer.
+func resetText(reason string, retried int) string {
+	const begin = "upstream connect error or disconnect/reset before headers. "
+	if retried > 0 {
+		return begin + "retried and the latest reset reason: " + reason
+	}
+	return begin + "reset reason: " + reason
+}
