@@ -102,6 +102,15 @@ func (l *logStore) verify(from uint64) (err error) {
 	return nil
 }
 
+// size is the size of the file, in bytes.
+func (l *logStore) size() uint64 {
+	info, err := os.Stat(l.path)
+	if err != nil {
+		return 0
+	}
+	return uint64(info.Size())
+}
+
 func checkLog(index uint64, entry *raft.Log) error {
 	if entry.Index != index {
 		return fmt.Errorf("log entry %d says it is %d", index, entry.Index)

@@ -3,7 +3,7 @@ package raftstore
 import (
 	"context"
 	"io"
-	"log"
+	"log" // vet:allow hclog.Logger wants it
 	"log/slog"
 
 	"github.com/hashicorp/go-hclog"

@@ -31,6 +31,8 @@ type Store struct {
 	dog    *watchdog
 	wire   *wire // nil for a cluster of one in memory
 	trans  raft.Transport
+	// snapshotIndex is the log index of the snapshot that the server starts from.
+	snapshotIndex uint64
 
 	// raft is set by Run before started is closed.
 	raft    *raft.Raft
@@ -101,7 +103,15 @@ func Open(cfg Config) (_ *Store, err error) {
 	if err := s.openTransport(); err != nil {
 		return nil, err
 	}
-	return s, s.bootstrap()
+	err = s.recoverPeers()
+	if err == nil {
+		err = s.bootstrap()
+	}
+	if err != nil {
+		s.closeTransport()
+		return nil, err
+	}
+	return s, nil
 }
 
 // checkData reads what raft would start from, and refuses it by name when it
@@ -119,6 +129,7 @@ func (s *Store) checkData() error {
 		}
 		// Until raft has started, this is the state that it will start from.
 		s.fsm.state.Store(st)
+		s.snapshotIndex = metas[0].Index
 		from = metas[0].Index + 1
 	}
 	return s.log.verify(from)
@@ -204,6 +215,7 @@ func (s *Store) Run(ctx context.Context) error {
 	wg.Go(func() { s.catchUp(children) })
 	if s.wire != nil {
 		wg.Go(func() { s.wire.serve(children, s) })
+		wg.Go(func() { s.announce(children) })
 	}
 	s.electSole()
 
