@@ -34,7 +34,10 @@ type clusterConfig struct {
 	check          *healthCheck
 	outlier        *outlierConfig
 	transport      transportConfig
-	maxRequests    int64 // in flight; 0 is no limit
+	maxRequests    int64        // in flight; 0 is no limit
+	retry          *retryPolicy // of routes that say none
+	hash           []hashPolicy // of routes that say none
+	isError        func(status int) bool
 }
 
 // assignment is a compiled ClusterLoadAssignment.
@@ -97,14 +100,41 @@ func newClusterConfig(m *clusterv3.Cluster) (*clusterConfig, error) {
 			c.maxRequests = int64(t.GetMaxRequests().GetValue())
 		}
 	}
-	var err error
+	opts, err := httpOptions(m)
+	if err != nil {
+		return nil, fmt.Errorf("typed_extension_protocol_options: %w", err)
+	}
 	if c.check, err = newHealthCheck(m.GetHealthChecks()); err != nil {
 		return nil, fmt.Errorf("health_checks: %w", err)
 	}
 	if c.outlier, err = newOutlierConfig(m.GetOutlierDetection()); err != nil {
 		return nil, fmt.Errorf("outlier_detection: %w", err)
 	}
-	return c, c.setTransport(m)
+	if c.retry, err = newRetryPolicy(opts.GetRetryPolicy()); err != nil {
+		return nil, fmt.Errorf("retry_policy: %w", err)
+	}
+	if c.hash, err = newHashPolicies(opts.GetHashPolicy()); err != nil {
+		return nil, fmt.Errorf("hash_policy: %w", err)
+	}
+	if c.isError, err = newErrorMatch(opts.GetOutlierDetection().GetErrorMatcher()); err != nil {
+		return nil, fmt.Errorf("error_matcher: %w", err)
+	}
+	return c, c.setTransport(m, opts)
+}
+
+// httpOptions returns the cluster's HTTP options, nil when it has none.
+func httpOptions(m *clusterv3.Cluster) (*upstreamsv3.HttpProtocolOptions, error) {
+	var opts *upstreamsv3.HttpProtocolOptions
+	for name, a := range m.GetTypedExtensionProtocolOptions() {
+		if opts != nil {
+			return nil, errors.New("there is more than one")
+		}
+		opts = &upstreamsv3.HttpProtocolOptions{}
+		if err := a.UnmarshalTo(opts); err != nil {
+			return nil, fmt.Errorf("%q: %w", name, err)
+		}
+	}
+	return opts, nil
 }
 
 func (c *clusterConfig) setDiscovery(m *clusterv3.Cluster) (err error) {
@@ -153,29 +183,23 @@ func (c *clusterConfig) setBalancing(m *clusterv3.Cluster) error {
 	return nil
 }
 
-func (c *clusterConfig) setTransport(m *clusterv3.Cluster) error {
+func (c *clusterConfig) setTransport(m *clusterv3.Cluster, opts *upstreamsv3.HttpProtocolOptions) error {
 	t := &c.transport
+	common := opts.GetCommonHttpProtocolOptions()
 	t.connectTimeout = c.connectTimeout
+	t.http2 = opts.GetExplicitHttpConfig().GetHttp2ProtocolOptions() != nil || m.GetHttp2ProtocolOptions() != nil
+	t.autoSNI = opts.GetUpstreamHttpProtocolOptions().GetAutoSni()
+	t.maxRequests = int64(common.GetMaxRequestsPerConnection().GetValue())
 	t.idleTimeout = time.Hour // Envoy's default
+	if d := common.GetIdleTimeout(); d != nil {
+		t.idleTimeout = d.AsDuration()
+	}
 	t.fingerprint = fingerprintOf(&clusterv3.Cluster{
-		TransportSocket: m.GetTransportSocket(), ConnectTimeout: m.GetConnectTimeout(),
-		TypedExtensionProtocolOptions: m.GetTypedExtensionProtocolOptions(), Http2ProtocolOptions: m.GetHttp2ProtocolOptions(),
+		TransportSocket: m.GetTransportSocket(), ConnectTimeout: m.GetConnectTimeout(), Http2ProtocolOptions: m.GetHttp2ProtocolOptions(),
+	}) + fingerprintOf(&upstreamsv3.HttpProtocolOptions{
+		CommonHttpProtocolOptions: common, UpstreamProtocolOptions: opts.GetUpstreamProtocolOptions(),
+		UpstreamHttpProtocolOptions: opts.GetUpstreamHttpProtocolOptions(),
 	})
-	for name, a := range m.GetTypedExtensionProtocolOptions() {
-		opts := &upstreamsv3.HttpProtocolOptions{}
-		if err := a.UnmarshalTo(opts); err != nil {
-			return fmt.Errorf("typed_extension_protocol_options[%q]: %w", name, err)
-		}
-		t.http2 = opts.GetExplicitHttpConfig().GetHttp2ProtocolOptions() != nil
-		t.autoSNI = opts.GetUpstreamHttpProtocolOptions().GetAutoSni()
-		t.sniSAN = opts.GetUpstreamHttpProtocolOptions().GetAutoSanValidation()
-		if d := opts.GetCommonHttpProtocolOptions().GetIdleTimeout(); d != nil {
-			t.idleTimeout = d.AsDuration()
-		}
-	}
-	if m.GetHttp2ProtocolOptions() != nil {
-		t.http2 = true
-	}
 	if m.GetTransportSocket() == nil {
 		return nil
 	}
@@ -187,7 +211,8 @@ func (c *clusterConfig) setTransport(m *clusterv3.Cluster) error {
 	if t.tls, err = newUpstreamTLS(u); err != nil {
 		return fmt.Errorf("transport_socket: %w", err)
 	}
-	t.tls.autoSNI, t.tls.sniSAN = t.autoSNI, t.tls.sniSAN || t.sniSAN
+	t.tls.autoSNI = t.autoSNI
+	t.tls.sniSAN = t.tls.sniSAN || opts.GetUpstreamHttpProtocolOptions().GetAutoSanValidation()
 	return nil
 }
 

@@ -29,6 +29,7 @@ type healthCheck struct {
 type httpCheck struct {
 	host, path, method string
 	expected           [][2]int64 // half-open ranges; 200 when empty
+	retriable          [][2]int64 // other statuses count as a failure at once
 	headers            mutations
 }
 
@@ -63,6 +64,9 @@ func newHealthCheck(list []*corev3.HealthCheck) (*healthCheck, error) {
 		}
 		for _, r := range h.GetExpectedStatuses() {
 			c.http.expected = append(c.http.expected, [2]int64{r.GetStart(), r.GetEnd()})
+		}
+		for _, r := range h.GetRetriableStatuses() {
+			c.http.retriable = append(c.http.retriable, [2]int64{r.GetStart(), r.GetEnd()})
 		}
 		headers, err := newHeaderOptions(nil, h.GetRequestHeadersToAdd())
 		c.http.headers = headers
@@ -146,6 +150,9 @@ func (c *cluster) checkHost(ctx context.Context, e endpoint, h *host, first bool
 			good, bad = good+1, 0
 		} else {
 			good, bad = 0, bad+1
+			if errors.Is(err, errCheckFinal) {
+				bad = max(bad, hc.unhealthyAfter)
+			}
 		}
 		c.judge(h, e, good, bad, err)
 		if first {
@@ -175,7 +182,9 @@ func (c *cluster) judge(h *host, e endpoint, good, bad int, err error) {
 		now = true
 	}
 	h.failed.Store(now)
-	if now != was || first {
+	// A host that passive checks took out is back once an active check succeeds.
+	back := good > 0 && c.cfg.outlier != nil && c.cfg.outlier.unejectOnCheck && h.ejected.Swap(false)
+	if now != was || first || back {
 		c.healthChanged()
 	}
 	if now != was {
@@ -194,7 +203,10 @@ func (hc *healthCheck) run(ctx context.Context, c *cluster, e *endpoint) error {
 	return hc.checkHTTP(ctx, c, e, address)
 }
 
-var errCheck = errors.New("health check failed")
+var (
+	errCheck      = errors.New("health check failed")
+	errCheckFinal = fmt.Errorf("%w at once", errCheck)
+)
 
 func (hc *healthCheck) checkTCP(ctx context.Context, c *cluster, address string) error {
 	d := dialer{gw: c.gw, lifetime: c.ctx, timeout: hc.timeout, tls: c.cfg.transport.tls}
@@ -269,18 +281,26 @@ func (hc *healthCheck) checkHTTP(ctx context.Context, c *cluster, e *endpoint, a
 	if _, err := io.CopyN(io.Discard, resp.Body, 1<<16); err != nil && !errors.Is(err, io.EOF) {
 		return err
 	}
-	if !h.expects(int64(resp.StatusCode)) {
-		return fmt.Errorf("%w: status %d", errCheck, resp.StatusCode)
+	switch status := int64(resp.StatusCode); {
+	case h.expects(status):
+		return nil
+	case inRanges(h.retriable, status):
+		return fmt.Errorf("%w: status %d", errCheck, status)
+	default:
+		return fmt.Errorf("%w: status %d", errCheckFinal, status)
 	}
-	return nil
 }
 
 func (h *httpCheck) expects(status int64) bool {
 	if len(h.expected) == 0 {
 		return status == http.StatusOK
 	}
-	for _, r := range h.expected {
-		if status >= r[0] && status < r[1] {
+	return inRanges(h.expected, status)
+}
+
+func inRanges(ranges [][2]int64, n int64) bool {
+	for _, r := range ranges {
+		if n >= r[0] && n < r[1] {
 			return true
 		}
 	}

@@ -23,9 +23,9 @@ type host struct {
 	checked atomic.Bool // the active check has said something
 	ejected atomic.Bool // by outlier detection
 
-	consecutive5xx, consecutiveGateway atomic.Uint32
-	ejections                          atomic.Uint32
-	ejectedUntil                       atomic.Int64 // Unix nanoseconds
+	consecutive5xx, consecutiveGateway, consecutiveLocal atomic.Uint32
+	ejections                                            atomic.Uint32
+	ejectedUntil                                         atomic.Int64 // Unix nanoseconds
 }
 
 // endpoint is one endpoint as an assignment lists it.

@@ -2,19 +2,27 @@ package gateway
 
 import (
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"strconv"
+	"sync/atomic"
 	"time"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	matcherconfigv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/matcher/v3"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
 // outlierConfig is a compiled OutlierDetection: hosts that fail requests in a row
 // are taken out for a while.
 type outlierConfig struct {
-	consecutive5xx, consecutiveGateway uint32
+	split                              bool   // failures to reach a host are counted apart
+	consecutive5xx, consecutiveGateway uint32 // 0 counts none
+	consecutiveLocal                   uint32
 	enforce5xx, enforceGateway         uint32 // percent
+	enforceLocal                       uint32
+	unejectOnCheck                     bool
 	interval, base, longest            time.Duration
 	maxEjected                         uint32 // percent of the hosts
 	alwaysOne                          bool
@@ -31,14 +39,18 @@ func newOutlierConfig(m *clusterv3.OutlierDetection) (*outlierConfig, error) {
 	if m.GetEnforcingFailurePercentage().GetValue() != 0 {
 		return nil, errors.New("enforcing_failure_percentage is supported as 0 only")
 	}
-	if m.GetSplitExternalLocalOriginErrors() {
-		return nil, errors.New("split_external_local_origin_errors is not supported")
+	if m.GetSplitExternalLocalOriginErrors() && (m.GetEnforcingLocalOriginSuccessRate() == nil || m.GetEnforcingLocalOriginSuccessRate().GetValue() != 0) {
+		return nil, errors.New("enforcing_local_origin_success_rate is supported as 0 only")
 	}
 	o := &outlierConfig{
 		consecutive5xx:     orUint(m.GetConsecutive_5Xx(), 5),
 		consecutiveGateway: orUint(m.GetConsecutiveGatewayFailure(), 5),
 		enforce5xx:         orUint(m.GetEnforcingConsecutive_5Xx(), 100),
 		enforceGateway:     orUint(m.GetEnforcingConsecutiveGatewayFailure(), 0),
+		split:              m.GetSplitExternalLocalOriginErrors(),
+		consecutiveLocal:   orUint(m.GetConsecutiveLocalOriginFailure(), 5),
+		enforceLocal:       orUint(m.GetEnforcingConsecutiveLocalOriginFailure(), 100),
+		unejectOnCheck:     m.GetSuccessfulActiveHealthCheckUnejectHost() == nil || m.GetSuccessfulActiveHealthCheckUnejectHost().GetValue(),
 		interval:           10 * time.Second, base: 30 * time.Second, longest: 300 * time.Second,
 		maxEjected: orUint(m.GetMaxEjectionPercent(), 10), alwaysOne: m.GetAlwaysEjectOneHost().GetValue(),
 	}
@@ -62,13 +74,48 @@ func orUint(v *wrapperspb.UInt32Value, def uint32) uint32 {
 	return v.GetValue()
 }
 
-// observe takes the status of an answer, 503 for a host that gave none.
+// newErrorMatch compiles an error_matcher: which statuses count as errors. Without
+// one the 5xx do.
+func newErrorMatch(m *matcherconfigv3.MatchPredicate) (func(int) bool, error) {
+	if m == nil {
+		return func(status int) bool { return status >= http.StatusInternalServerError }, nil
+	}
+	var matches []headerMatch
+	for _, hm := range m.GetHttpResponseHeadersMatch().GetHeaders() {
+		if hm.GetName() != ":status" {
+			return nil, fmt.Errorf("header %q is not supported, only :status is", hm.GetName())
+		}
+		h, err := newHeaderMatch(hm)
+		if err != nil {
+			return nil, err
+		}
+		if h.match == nil {
+			return nil, errors.New(":status is always present")
+		}
+		matches = append(matches, h)
+	}
+	if len(matches) == 0 {
+		return nil, errors.New("it matches no headers")
+	}
+	return func(status int) bool {
+		text := strconv.Itoa(status)
+		for i := range matches {
+			if matches[i].match(text) == matches[i].invert {
+				return false
+			}
+		}
+		return true
+	}, nil
+}
+
+// observe takes the status of an answer.
 func (c *cluster) observe(h *host, status int) {
 	o := c.cfg.outlier
 	if o == nil {
 		return
 	}
-	if status < http.StatusInternalServerError {
+	h.consecutiveLocal.Store(0)
+	if !c.cfg.isError(status) {
 		h.consecutive5xx.Store(0)
 		h.consecutiveGateway.Store(0)
 		return
@@ -79,13 +126,31 @@ func (c *cluster) observe(h *host, status int) {
 	} else {
 		h.consecutiveGateway.Store(0)
 	}
-	if n := h.consecutive5xx.Add(1); o.consecutive5xx > 0 && n >= o.consecutive5xx {
-		h.consecutive5xx.Store(0)
-		c.eject(h, o.enforce5xx)
-	}
+	c.count(h, &h.consecutive5xx, o.consecutive5xx, o.enforce5xx)
 	if o.consecutiveGateway > 0 && gateway >= o.consecutiveGateway {
 		h.consecutiveGateway.Store(0)
 		c.eject(h, o.enforceGateway)
+	}
+}
+
+// observeFailure takes note of a host that gave no answer; status is what the client
+// is told.
+func (c *cluster) observeFailure(h *host, status int) {
+	o := c.cfg.outlier
+	switch {
+	case o == nil:
+	case !o.split:
+		c.observe(h, status)
+	default:
+		c.count(h, &h.consecutiveLocal, o.consecutiveLocal, o.enforceLocal)
+	}
+}
+
+// count adds to a counter of failures in a row and ejects the host at its limit.
+func (c *cluster) count(h *host, counter *atomic.Uint32, limit, enforce uint32) {
+	if n := counter.Add(1); limit > 0 && n >= limit {
+		counter.Store(0)
+		c.eject(h, enforce)
 	}
 }
 

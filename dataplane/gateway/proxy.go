@@ -176,7 +176,7 @@ func (x *exchange) prepareBody() {
 		return
 	}
 	limit := keepForReconnect
-	if x.route.forward.retry != nil {
+	if x.retryPolicy() != nil {
 		limit = keepForRetry
 	}
 	x.body = &replay{src: x.in.Body, limit: limit, progress: x.progress}
@@ -187,8 +187,8 @@ func (x *exchange) prepareBody() {
 // tryUntilDone sends the request until it has an answer that is not to be retried.
 // It returns nil when there is no host for it.
 func (x *exchange) tryUntilDone() (*outcome, int) {
-	policy := x.route.forward.retry
-	hash, hashed := hashOf(x.route.forward.hash, x)
+	policy := x.retryPolicy()
+	hash, hashed := hashOf(x.hashPolicies(), x)
 	var last *outcome
 	var tried []*host
 	for attempt := 0; ; attempt++ {
@@ -213,6 +213,22 @@ func (x *exchange) tryUntilDone() (*outcome, int) {
 			return last, attempt
 		}
 	}
+}
+
+// retryPolicy is the route's or else the cluster's.
+func (x *exchange) retryPolicy() *retryPolicy {
+	if p := x.route.forward.retry; p != nil {
+		return p
+	}
+	return x.cluster.cfg.retry
+}
+
+// hashPolicies are the route's or else the cluster's.
+func (x *exchange) hashPolicies() []hashPolicy {
+	if p := x.route.forward.hash; p != nil {
+		return p
+	}
+	return x.cluster.cfg.hash
 }
 
 // pickHost picks a host, another than those tried where the policy wants it.
@@ -257,12 +273,11 @@ func (x *exchange) observe(o *outcome) {
 	switch {
 	case o.failure == nil:
 		x.cluster.observe(o.host, o.resp.StatusCode)
-	case errors.Is(o.failure, failedClient):
+	case errors.Is(o.failure, failedClient), errors.Is(o.failure, failedIdle):
 	case errors.Is(o.failure, failedOverall), errors.Is(o.failure, failedTry):
-		x.cluster.observe(o.host, http.StatusGatewayTimeout)
-	case errors.Is(o.failure, failedIdle):
+		x.cluster.observeFailure(o.host, http.StatusGatewayTimeout)
 	default:
-		x.cluster.observe(o.host, http.StatusServiceUnavailable)
+		x.cluster.observeFailure(o.host, http.StatusServiceUnavailable)
 	}
 }
 
@@ -280,7 +295,7 @@ func (x *exchange) try(h *host, policy *retryPolicy) *outcome {
 		o.failure = failedReset
 		return o
 	}
-	resp, err := x.cluster.transport.rt.RoundTrip(req)
+	resp, err := x.cluster.transport.roundTrip(req)
 	x.progress()
 	if err != nil {
 		o.failure, o.sent = x.classify(ctx, err)

@@ -86,7 +86,11 @@ func newHashPolicies(list []*routev3.RouteAction_HashPolicy) ([]hashPolicy, erro
 		switch s := m.GetPolicySpecifier().(type) {
 		case *routev3.RouteAction_HashPolicy_Header_:
 			name := headerName(s.Header.GetHeaderName())
-			p.hash = func(x *exchange) (uint64, bool) { return hashValues(x.headerValues(name)) }
+			rewrite, err := newRegexRewrite(s.Header.GetRegexRewrite())
+			if err != nil {
+				return nil, fmt.Errorf("[%d]: %w", i, err)
+			}
+			p.hash = func(x *exchange) (uint64, bool) { return hashValues(x.headerValues(name), rewrite) }
 		case *routev3.RouteAction_HashPolicy_Cookie_:
 			if s.Cookie.GetTtl() != nil {
 				return nil, fmt.Errorf("[%d]: a cookie with ttl is not supported", i)
@@ -116,16 +120,22 @@ func newHashPolicies(list []*routev3.RouteAction_HashPolicy) ([]hashPolicy, erro
 }
 
 // hashValues hashes the values of a header; several in sorted order.
-func hashValues(values []string) (uint64, bool) {
-	switch len(values) {
-	case 0:
+func hashValues(values []string, rewrite *regexRewrite) (uint64, bool) {
+	if len(values) == 0 {
 		return 0, false
-	case 1:
+	}
+	if rewrite == nil && len(values) == 1 {
 		return xxhash.Sum64String(values[0]), true
 	}
-	sorted := slices.Sorted(slices.Values(values))
+	rewritten := slices.Clone(values)
+	if rewrite != nil {
+		for i, v := range rewritten {
+			rewritten[i] = rewrite.pattern.ReplaceAllString(v, rewrite.substitution)
+		}
+	}
+	slices.Sort(rewritten)
 	d := xxhash.New()
-	for _, v := range sorted {
+	for _, v := range rewritten {
 		_, _ = d.WriteString(v) // a hash never fails
 	}
 	return d.Sum64(), true

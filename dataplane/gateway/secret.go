@@ -30,6 +30,10 @@ type sanMatch struct {
 	match stringMatch
 }
 
+// systemRootsFile is where Envoy reads the system's roots; the gateway takes it for
+// them, wherever they are.
+const systemRootsFile = "/etc/ssl/certs/ca-certificates.crt"
+
 func (g *Gateway) decodeSecret(body *anypb.Any) (*secret, error) {
 	m := &tlsv3.Secret{}
 	if err := g.checker.decode(body, m); err != nil {
@@ -49,6 +53,9 @@ func (g *Gateway) decodeSecret(body *anypb.Any) (*secret, error) {
 }
 
 func newCertificate(m *tlsv3.TlsCertificate) (*tls.Certificate, error) {
+	if m.GetCertificateChain().GetFilename() != "" || m.GetPrivateKey().GetFilename() != "" {
+		return nil, errors.New("certificate: files are not supported")
+	}
 	chain, key := dataOf(m.GetCertificateChain()), dataOf(m.GetPrivateKey())
 	cert, err := tls.X509KeyPair([]byte(chain), []byte(key))
 	if err != nil {
@@ -66,17 +73,19 @@ func newValidation(m *tlsv3.CertificateValidationContext) (*validation, error) {
 		v.maxDepth = int(m.GetMaxVerifyDepth().GetValue())
 	}
 	switch {
+	case m.GetTrustedCa().GetFilename() == systemRootsFile, m.GetSystemRootCerts() != nil:
+		roots, err := x509.SystemCertPool()
+		if err != nil {
+			return nil, fmt.Errorf("the system's roots: %w", err)
+		}
+		v.roots = roots
+	case m.GetTrustedCa().GetFilename() != "":
+		return nil, fmt.Errorf("trusted_ca: of files only %s is supported", systemRootsFile)
 	case m.GetTrustedCa() != nil:
 		v.roots = x509.NewCertPool()
 		if !v.roots.AppendCertsFromPEM([]byte(dataOf(m.GetTrustedCa()))) {
 			return nil, errors.New("trusted_ca holds no certificate")
 		}
-	case m.GetSystemRootCerts() != nil:
-		roots, err := x509.SystemCertPool()
-		if err != nil {
-			return nil, fmt.Errorf("system_root_certs: %w", err)
-		}
-		v.roots = roots
 	}
 	for _, s := range m.GetMatchTypedSubjectAltNames() {
 		match, err := newStringMatch(s.GetMatcher())

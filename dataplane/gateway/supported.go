@@ -47,7 +47,7 @@ envoy.config.core.v3.ConfigSource: ads self resource_api_version initial_fetch_t
 envoy.config.core.v3.AggregatedConfigSource:
 envoy.config.core.v3.SelfConfigSource: transport_api_version
 envoy.config.core.v3.TransportSocket: name typed_config
-envoy.config.core.v3.DataSource: inline_string inline_bytes
+envoy.config.core.v3.DataSource: inline_string inline_bytes filename
 envoy.config.core.v3.TypedExtensionConfig: name typed_config
 envoy.config.core.v3.ExtensionConfigSource: config_source type_urls default_config
 envoy.config.core.v3.HeaderValueOption: header append_action append keep_empty_value
@@ -58,7 +58,10 @@ envoy.type.v3.TokenBucket: max_tokens tokens_per_fill fill_interval
 envoy.type.v3.HttpStatus: code
 envoy.config.core.v3.CidrRange: address_prefix prefix_len
 xds.core.v3.CidrRange: address_prefix prefix_len
-envoy.extensions.upstreams.http.v3.HttpProtocolOptions: explicit_http_config common_http_protocol_options upstream_http_protocol_options
+envoy.extensions.upstreams.http.v3.HttpProtocolOptions: explicit_http_config common_http_protocol_options upstream_http_protocol_options retry_policy hash_policy outlier_detection
+envoy.extensions.upstreams.http.v3.HttpProtocolOptions.OutlierDetection: error_matcher
+envoy.config.common.matcher.v3.MatchPredicate: http_response_headers_match
+envoy.config.common.matcher.v3.HttpHeadersMatch: headers
 envoy.extensions.upstreams.http.v3.HttpProtocolOptions.ExplicitHttpConfig: http_protocol_options http2_protocol_options
 envoy.config.core.v3.Http1ProtocolOptions:
 envoy.config.core.v3.Http2ProtocolOptions: max_concurrent_streams connection_keepalive
@@ -141,7 +144,7 @@ envoy.type.matcher.v3.RegexMatchAndSubstitute: pattern substitution
 envoy.config.route.v3.RouteAction: cluster weighted_clusters cluster_not_found_response_code prefix_rewrite regex_rewrite host_rewrite_literal auto_host_rewrite host_rewrite_header append_x_forwarded_host timeout idle_timeout retry_policy rate_limits include_vh_rate_limits hash_policy upgrade_configs
 envoy.config.route.v3.RouteAction.UpgradeConfig: upgrade_type enabled
 envoy.config.route.v3.RouteAction.HashPolicy: header cookie connection_properties query_parameter terminal
-envoy.config.route.v3.RouteAction.HashPolicy.Header: header_name
+envoy.config.route.v3.RouteAction.HashPolicy.Header: header_name regex_rewrite
 envoy.config.route.v3.RouteAction.HashPolicy.Cookie: name ttl path attributes
 envoy.config.route.v3.RouteAction.HashPolicy.CookieAttribute: name value
 envoy.config.route.v3.RouteAction.HashPolicy.ConnectionProperties: source_ip

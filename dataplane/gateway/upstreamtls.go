@@ -83,6 +83,7 @@ type dialer struct {
 	timeout  time.Duration
 	tls      *upstreamTLS // nil for plaintext
 	alpn     []string
+	counted  bool // the connections count their requests
 }
 
 // dial connects, and with TLS shakes hands, within the cluster's connect timeout.
@@ -93,6 +94,9 @@ func (d *dialer) dial(ctx context.Context, network, addr string) (net.Conn, erro
 	conn, err := d.connect(ctx, network, addr)
 	if err != nil {
 		return nil, &dialError{err: err, timeout: errors.Is(ctx.Err(), context.DeadlineExceeded)}
+	}
+	if d.counted {
+		return &countedConn{Conn: conn}, nil
 	}
 	return conn, nil
 }
