@@ -2,6 +2,7 @@ package xds
 
 import (
 	"slices"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -50,11 +51,11 @@ func (s *session) firstDelta(t *track, r *request) error {
 	if !t.wildcard && len(t.globs) == 0 || r.initial > 0 {
 		t.answers = nil // everything is new: the whole push is the answer
 	}
-	t.must = t.wildcard || len(t.globs) > 0
+	t.must = t.wildcard
 	if r.initial == 0 {
 		return nil
 	}
-	t.must = false
+	t.must, t.resend = false, false
 	s.resume(t, r, set)
 	return nil
 }
@@ -145,7 +146,7 @@ func (s *session) subscribeDelta(t *track, name []byte) error {
 		if !slices.Contains(t.globs, string(name)) {
 			t.globs = append(t.globs, string(name))
 		}
-		t.must, t.resend = true, true
+		t.ask(string(name))
 		return s.checkSubscriptions()
 	}
 	if _, err := s.subscribe(t, name); err != nil {
@@ -162,6 +163,7 @@ func (s *session) unsubscribeDelta(t *track, name string) {
 		return
 	case isGlob(name):
 		t.globs = slices.DeleteFunc(t.globs, func(g string) bool { return g == name })
+		delete(t.answers, name)
 		return
 	}
 	removed := t.names.remove(name)
@@ -210,6 +212,7 @@ func (s *session) composeDelta(t *track, set *snapshot.Set) []chunk {
 		switch r, ok := set.Get(name); {
 		case ok:
 			c.answer(r)
+		case isGlob(name) && c.collection(set, name):
 		case asked:
 			c.removed = append(c.removed, name)
 		}
@@ -266,6 +269,8 @@ func (s *session) answerDelta(t *track, set *snapshot.Set) []chunk {
 			c.answer(r)
 		} else if next != nil && hasName(next, name) {
 			continue
+		} else if isGlob(name) && c.collection(set, name) {
+			// done
 		} else if asked {
 			c.removed = append(c.removed, name)
 		}
@@ -326,6 +331,19 @@ func (c *composition) answer(r *snapshot.Resource) {
 	}
 }
 
+// collection answers a glob with its collection; false when that is empty.
+func (c *composition) collection(set *snapshot.Set, glob string) bool {
+	path, _, _ := strings.Cut(glob, "?")
+	found := false
+	for r := range set.Under(path[:len(path)-1]) {
+		if inCollection(r.Name, glob) {
+			c.answer(r)
+			found = true
+		}
+	}
+	return found
+}
+
 func (c *composition) chunks(enc *snapshot.Encoder, typeURL string, set *snapshot.Set, must bool) []chunk {
 	var out []chunk
 	if len(c.up)+len(c.removed) > 0 || must && len(c.alone) == 0 {
@@ -382,7 +400,7 @@ func (s *session) composeRemoval(t *track, to *snapshot.Set) []chunk {
 // warm sends the endpoints of new and changed clusters with the clusters: Envoy
 // accepts a cluster when its endpoints are there, and does not ask again for
 // those of one that changed.
-func (s *session) warm(cds *track, clusters []*snapshot.Resource) {
+func (s *session) warm(clusters []*snapshot.Resource) {
 	eds := s.find(compile.EndpointType)
 	if eds == nil {
 		return

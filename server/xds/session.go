@@ -220,6 +220,11 @@ func (s *session) take(now time.Time, r *request) error {
 	if err != nil {
 		return err
 	}
+	if cds := s.find(compile.ClusterType); first && cds != nil && typeURL == compile.EndpointType && s.gated() {
+		for i := range cds.flights {
+			s.warm(cds.flights[i].test) // on their way already
+		}
+	}
 	if first || names != t.names.len() || wildcard != t.wildcard {
 		s.effects = append(s.effects, effect{track: t, subscribed: &Subscribed{typeURL, t.names.len(), t.wildcard}})
 	}
@@ -253,6 +258,7 @@ func (s *session) begin(typeURL string) (*track, error) {
 	if o.stage == stageManifest {
 		s.whole = true
 	}
+	s.synced = snapshot.Version{} // that was without this type
 	return t, nil
 }
 
@@ -264,14 +270,13 @@ func (s *session) subscribe(t *track, name []byte) (added bool, err error) {
 	if !utf8.Valid(name) {
 		return false, status.Errorf(codes.InvalidArgument, "a resource name of %s is not valid UTF-8", t.typeURL)
 	}
-	if err := s.checkSubscriptions(); err != nil {
-		return false, err
-	}
 	// Share the string with the resource, where there is one.
 	if r, ok := s.newest.Set(t.typeURL, s.client.view).Find(name); ok {
-		return t.names.add(r.Name), nil
+		t.names.add(r.Name)
+	} else {
+		t.names.add(string(name))
 	}
-	return t.names.add(string(name)), nil
+	return true, s.checkSubscriptions()
 }
 
 // checkSubscriptions fails when the stream subscribes to too many names.
@@ -316,7 +321,7 @@ func (s *session) anyBusy() bool {
 func (s *session) release(now time.Time) {
 	to := s.newest
 	cds := s.find(compile.ClusterType)
-	if cds != nil && cds.at != s.newest && (cds.goal != nil || !cds.held.Same(s.newest.Set(cds.typeURL, s.client.view))) {
+	if cds != nil && (cds.at == nil || cds.at != s.newest && !cds.held.Same(s.newest.Set(cds.typeURL, s.client.view))) {
 		to = cds.at
 		if cds.goalAt != nil && !now.Before(cds.pushed.Add(s.cfg.timing.Gate)) {
 			to = cds.goalAt // waited long enough
@@ -438,7 +443,7 @@ func (s *session) send(now time.Time, t *track, c chunk) {
 	}
 	s.effects = append(s.effects, e)
 	if t.typeURL == compile.ClusterType && s.gated() {
-		s.warm(t, c.test)
+		s.warm(c.test)
 	}
 }
 

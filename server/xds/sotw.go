@@ -138,7 +138,8 @@ func (s *session) composeSotW(t *track, set *snapshot.Set) []chunk {
 	var surplus *snapshot.Set
 	if s.splits(t) && t.held != nil {
 		surplus = t.dropped
-		if routes := s.routesAt(); routes != nil {
+		// gRPC acknowledges a route before it asks for its clusters.
+		if routes := s.routesAt(); routes != nil && s.client.family != grpcClient {
 			surplus = routes.Set(t.typeURL, s.client.view)
 		}
 	}

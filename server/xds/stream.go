@@ -26,9 +26,9 @@ type stream struct {
 	method string
 	delta  bool
 	only   string
-	conn   string // the peer's address and port
+	conn   string      // the peer's address and port
 	kill   func(error) // ends the stream with a status
-	key    nodeKey // in Server.nodes; guarded by Server.mu
+	key    nodeKey     // in Server.nodes; guarded by Server.mu
 
 	// woken: there is something for the pool to do. Whoever releases mu looks.
 	woken  atomic.Bool
