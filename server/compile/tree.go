@@ -111,7 +111,7 @@ func change(txn *iradix.Txn[*node], key []byte, at place, edits map[string]*plac
 // costs more than building every virtual host would, it returns all of them.
 func (t *treeTxn) reach(after tree) (dirty map[place]struct{}, catchAll bool) {
 	dirty = map[place]struct{}{}
-	budget := after.exact.Len()
+	budget := max(64, after.exact.Len())
 	for at, edits := range t.edits {
 		if !isExact(at.level) {
 			catchAll = true

@@ -184,5 +184,8 @@ func (t tree) catchAllHost(notFound []byte) Resource {
 		}
 		return false
 	})
+	if at != "" {
+		v.shadow.forget()
+	}
 	return v.finish()
 }
