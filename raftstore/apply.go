@@ -69,12 +69,25 @@ func (s *Store) bound(ctx context.Context) (context.Context, context.CancelFunc)
 	return context.WithTimeout(ctx, s.cfg.ApplyTimeout)
 }
 
-// pause waits a little longer each time, 100 ms at most.
+// pause waits a little longer each time, 50 ms at most, or for the leader to
+// change.
 func (s *Store) pause(ctx context.Context, attempt int) error {
 	if err := s.up(); err != nil {
 		return err
 	}
-	return sleep(ctx, min(time.Millisecond<<min(attempt, 7), 50*time.Millisecond))
+	turn, cancel := s.turns.add()
+	defer cancel()
+	timer := time.NewTimer(min(time.Millisecond<<min(attempt, 7), 50*time.Millisecond))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-turn:
+	case <-s.stopped:
+		return ErrStopped
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	return nil
 }
 
 func (s *Store) applyOnce(ctx context.Context, entry []byte) (state.Result, error) {

@@ -41,6 +41,7 @@ type Store struct {
 	running atomic.Bool
 
 	watch  watchers
+	turns  watchers // woken when the leader changes
 	reads  readBatcher
 	leader leadership
 	// failed holds the first error that ends Run.
@@ -204,6 +205,15 @@ func (s *Store) Run(ctx context.Context) error {
 		return fmt.Errorf("start raft: %w", err)
 	}
 	s.raft = r
+	// The filter runs inside raft, which it must not hold up; nothing is
+	// ever sent to the observer itself.
+	r.RegisterObserver(raft.NewObserver(nil, false, func(o *raft.Observation) bool {
+		switch o.Data.(type) {
+		case raft.LeaderObservation, raft.RaftState:
+			s.turns.wake()
+		}
+		return false
+	}))
 	close(s.started)
 
 	// The children outlive ctx: they are needed to hand leadership on.
