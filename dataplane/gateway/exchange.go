@@ -50,7 +50,7 @@ type exchange struct {
 // they are, others canonical.
 func headerName(name string) string {
 	if strings.HasPrefix(name, ":") {
-		return name
+		return strings.ToLower(name) // a format may say :AUTHORITY
 	}
 	if strings.EqualFold(name, "host") {
 		return ":authority"
