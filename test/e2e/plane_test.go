@@ -23,7 +23,7 @@ import (
 
 // ackTimeout bounds how long data planes may take to have a revision, on a
 // machine that runs many of them.
-const ackTimeout = 60 * time.Second
+const ackTimeout = 25 * time.Second
 
 // site is a muster server with the data planes of its tests.
 type site struct {
