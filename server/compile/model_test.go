@@ -43,12 +43,15 @@ func draw(t *rapid.T, tb testing.TB) *musterv1.Resource {
 	}
 	plugins := func() map[string]*structpb.Struct {
 		out := map[string]*structpb.Struct{}
+		if rapid.IntRange(0, 2).Draw(t, "with plugins") > 0 {
+			return out
+		}
 		for _, name := range some([]string{"limit-count", "key-auth", "ip-restriction", "cors"}, "plugins") {
 			switch name {
 			case "limit-count":
 				out[name] = object(tb, map[string]any{"count": float64(rapid.IntRange(1, 3).Draw(t, "count")), "time_window": 60.0, "rejected_code": rapid.SampledFrom([]any{503.0, 429.0}).Draw(t, "code")})
 			case "ip-restriction":
-				out[name] = object(tb, map[string]any{"whitelist": []any{pick([]string{"10.0.0.0/8", "10.0.0.1", "bad"}, "range")}})
+				out[name] = object(tb, map[string]any{"whitelist": []any{pick([]string{"10.0.0.0/8", "10.0.0.1", "10.0.0.2", "bad"}, "range")}})
 			default:
 				out[name] = object(tb, map[string]any{"_meta": map[string]any{"disable": rapid.Bool().Draw(t, "disable")}})
 			}
@@ -60,12 +63,12 @@ func draw(t *rapid.T, tb testing.TB) *musterv1.Resource {
 			return nil
 		}
 		return &musterv1.Upstream{
-			Type:  pick([]string{"", "chash", "least_conn", "odd"}, "type"),
+			Type:  pick([]string{"", "", "", "chash", "least_conn", "odd"}, "type"),
 			Nodes: []*musterv1.Node{{Host: pick([]string{"10.0.0.1", "10.0.0.2", "up.example.com"}, "node"), Port: 80}},
 		}
 	}
 	id := pick(someIDs, "id")
-	switch pick([]string{"service", "route", "route", "route", "ssl", "consumer", "credential", "rule", "xds"}, "kind") {
+	switch pick([]string{"service", "route", "route", "route", "route", "route", "route", "ssl", "consumer", "credential", "rule", "xds"}, "kind") {
 	case "service":
 		return &musterv1.Resource{Kind: &musterv1.Resource_Service{Service: &musterv1.Service{
 			Id: id, Hosts: some(someHosts, "hosts"), PathPrefix: pick([]string{"", "/", "/x", "/y/"}, "prefix"),
@@ -174,7 +177,7 @@ func TestAnySequenceOfNextEndsWhereFullDoes(t *testing.T) {
 // change commits a random transaction.
 func (w *world) change(rt *rapid.T, t testing.TB) (state.View, []state.Change) {
 	put := map[resource.Key]*musterv1.Resource{}
-	for range rapid.IntRange(1, 4).Draw(rt, "puts") {
+	for range rapid.IntRange(1, 6).Draw(rt, "puts") {
 		r := draw(rt, t)
 		put[resource.KeyOf(r)] = r
 		// Whatever is referred to must be there.
