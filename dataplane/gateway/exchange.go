@@ -46,8 +46,8 @@ type exchange struct {
 	overall   *time.Timer
 }
 
-// headerName returns the form in which a header is looked up: pseudo headers as
-// they are, others canonical.
+// headerName returns the form in which a header is looked up: pseudo headers in
+// lower case, others canonical.
 func headerName(name string) string {
 	if strings.HasPrefix(name, ":") {
 		return strings.ToLower(name) // a format may say :AUTHORITY
