@@ -58,8 +58,9 @@ func (s *Store) Apply(ctx context.Context, cmd *musterv1.Command) (state.Result,
 	}
 }
 
-// errHandingOver says that the leader is about to step down. Nothing was done.
-var errHandingOver = errors.New("leadership is being handed on")
+// errHandingOver says that the leader takes no writes for the moment: it is
+// about to step down, or to restore a snapshot. Nothing was done.
+var errHandingOver = errors.New("the leader takes no writes for the moment")
 
 // bound gives a context without a deadline the store's.
 func (s *Store) bound(ctx context.Context) (context.Context, context.CancelFunc) {
@@ -107,6 +108,9 @@ func (s *Store) propose(ctx context.Context, entry []byte) (state.Result, error)
 		return state.Result{}, err
 	}
 	deadline, _ := ctx.Deadline()
+	if s.restoring.Load() {
+		return state.Result{}, errHandingOver
+	}
 	s.gate.RLock()
 	future := s.raft.Apply(entry, max(time.Until(deadline), time.Millisecond))
 	err := s.awaitLocked(ctx, future)

@@ -171,6 +171,10 @@ func (s *Store) restore(ctx context.Context, st *state.State) (SnapshotInfo, err
 	if !s.leads() {
 		return SnapshotInfo{}, &NotLeaderError{}
 	}
+	if !s.restoring.CompareAndSwap(false, true) {
+		return SnapshotInfo{}, fmt.Errorf("%w: another restore is under way", ErrRefused)
+	}
+	defer s.restoring.Store(false)
 	if err := s.lockGate(ctx); err != nil {
 		return SnapshotInfo{}, err
 	}
@@ -225,8 +229,8 @@ func (s *Store) stage(st *state.State) (*os.File, int64, error) {
 	return file, size, nil
 }
 
-// lockGate waits for the proposals under way. It does not queue for the lock,
-// which would hold new ones up behind one that hangs.
+// lockGate waits for the proposals under way, new ones being turned away. It
+// does not queue for the lock, which a proposal that hangs could hold for ever.
 func (s *Store) lockGate(ctx context.Context) error {
 	for attempt := 0; !s.gate.TryLock(); attempt++ {
 		if err := s.pause(ctx, attempt); err != nil {

@@ -100,11 +100,12 @@ type cluster struct {
 	t       testing.TB
 	net     *testNet
 	members []*member
+	made    int
 }
 
 // quick are timeouts that suit a test on a busy machine.
 func quick(cfg Config) Config {
-	cfg.HeartbeatTimeout, cfg.ElectionTimeout, cfg.LeaderLease = 250*time.Millisecond, 250*time.Millisecond, 125*time.Millisecond
+	cfg.HeartbeatTimeout, cfg.ElectionTimeout, cfg.LeaderLease = 400*time.Millisecond, 400*time.Millisecond, 300*time.Millisecond
 	cfg.Autopilot.interval = 50 * time.Millisecond
 	cfg.Autopilot.Stabilize = 50 * time.Millisecond
 	cfg.ApplyTimeout = 10 * time.Second
@@ -130,7 +131,8 @@ func newCluster(t testing.TB, n int, change func(i int, cfg *Config)) *cluster {
 
 func (c *cluster) add(bootstrap bool, change func(*Config)) *member {
 	c.t.Helper()
-	id := fmt.Sprint("s", len(c.members))
+	id := fmt.Sprint("s", c.made)
+	c.made++
 	cfg := quick(Config{DataDir: c.t.TempDir(), ServerID: id, RaftAddr: "127.0.0.1:0", Insecure: true, Bootstrap: bootstrap})
 	cfg.dial = c.net.dialer(id)
 	cfg.listen = func(addr string) (net.Listener, error) {

@@ -185,6 +185,9 @@ func (s *Store) Join(ctx context.Context, addresses []string) error {
 		var last error
 		for _, addr := range addresses {
 			err := s.joinAt(ctx, addr, request)
+			if err == nil {
+				s.admitted.Store(true)
+			}
 			if err == nil || errors.Is(err, ErrRefused) {
 				return err
 			}

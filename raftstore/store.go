@@ -49,6 +49,11 @@ type Store struct {
 	// gate is held shared by each proposal until raft has answered it, and
 	// exclusively by a restore, which raft would let proposals race with.
 	gate sync.RWMutex
+	// restoring makes proposals come back later, so that a restore finds an end
+	// of them.
+	restoring atomic.Bool
+	// admitted is set once this server has data, or was let into a cluster.
+	admitted atomic.Bool
 	// ready is set once the server has caught up after its start.
 	ready    atomic.Bool
 	draining atomic.Bool
@@ -172,6 +177,7 @@ func (s *Store) bootstrap() error {
 		return fmt.Errorf("open store: %w", err)
 	}
 	if exists {
+		s.admitted.Store(true)
 		return nil
 	}
 	if !s.cfg.Bootstrap {
@@ -186,6 +192,7 @@ func (s *Store) bootstrap() error {
 	if err := raft.BootstrapCluster(s.raftConfig(nil), s.log, s.log, s.snaps, s.trans, self); err != nil {
 		return fmt.Errorf("bootstrap: %w", err)
 	}
+	s.admitted.Store(true)
 	s.logger.Info("made a new cluster", "address", s.trans.LocalAddr())
 	return nil
 }
@@ -234,6 +241,9 @@ func (s *Store) Run(ctx context.Context) error {
 		s.handOver()
 	case err = <-s.failed:
 		s.logger.Error("the store cannot go on", "error", err)
+	}
+	if s.wire != nil {
+		s.wire.hangUp()
 	}
 	if stopErr := r.Shutdown().Error(); err == nil && stopErr != nil {
 		err = fmt.Errorf("stop raft: %w", stopErr)

@@ -137,7 +137,7 @@ func (s *Store) openTransport() error {
 		// one append while the pipeline is full.
 		MaxRPCsInFlight: 1,
 	})
-	s.wire, s.trans = w, w.trans
+	s.wire, s.trans = w, patientTransport{w.trans, s}
 	return nil
 }
 
@@ -148,13 +148,19 @@ func (s *Store) closeTransport() {
 	}
 }
 
-func (w *wire) close() {
+// hangUp ends all exchanges with other servers. Raft waits for its own when it
+// stops, and an exchange with a server that stops as well may hang.
+func (w *wire) hangUp() {
 	_ = w.ln.Close()
+	w.conns.closeAll()
+}
+
+func (w *wire) close() {
+	w.hangUp()
 	w.trans.CloseStreams()
 	_ = w.trans.Close()
 	_ = w.peers.Close()
 	w.clients.close()
-	w.conns.closeAll()
 }
 
 // serve accepts connections and answers the peer service until ctx ends.
@@ -189,7 +195,7 @@ func (w *wire) accept(ctx context.Context, s *Store, wg *sync.WaitGroup) {
 	slots := make(chan struct{}, maxHandshakes)
 	for {
 		raw, err := w.ln.Accept()
-		if errors.Is(err, net.ErrClosed) || ctx.Err() != nil {
+		if errors.Is(err, net.ErrClosed) {
 			return
 		}
 		if err != nil {
@@ -218,10 +224,16 @@ func (w *wire) admit(ctx context.Context, s *Store, raw net.Conn) {
 	defer cancel()
 	c, err := w.greet(ctx, raw)
 	if err == nil && c.proto == protoRaft {
-		err = s.mayRaft(c.id)
+		if err = s.mayRaft(c.id); err == nil && !s.admitted.Load() {
+			err = errNotAdmitted
+		}
 	}
 	if err != nil {
-		w.logger.Warn("a connection from another server was refused", "from", raw.RemoteAddr(), "error", err)
+		level := slog.LevelWarn
+		if errors.Is(err, errNotAdmitted) {
+			level = slog.LevelDebug // happens whenever a server joins
+		}
+		w.logger.Log(ctx, level, "a connection from another server was refused", "from", raw.RemoteAddr(), "error", err)
 		_ = raw.Close()
 		return
 	}
@@ -247,6 +259,12 @@ func (w *wire) sweep(s *Store, now time.Time) {
 	})
 	w.clients.keepOnly(s.servers())
 }
+
+// errNotAdmitted refuses raft's messages to a server without data that has not
+// been let into the cluster. It may be a member that lost its data: if it took
+// part again before it was removed, a majority could forget what it had
+// acknowledged.
+var errNotAdmitted = errors.New("this server has not joined the cluster yet")
 
 // mayRaft tells whether a server may speak raft: it must be part of the
 // current configuration. A server that has none yet waits for its first leader
