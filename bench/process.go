@@ -147,8 +147,8 @@ func serveProcess(armName string, resources int, serverTLS *tls.Config) error {
 			before, cpu, start := s.received.Load(), cpuSeconds(), time.Now()
 			s.change(start, r.Indices...)
 			for s.received.Load()-before < r.Acks {
-				if time.Since(start) > 120*time.Second {
-					return reply{}, fmt.Errorf("%d of %d acknowledgements after 120 s", s.received.Load()-before, r.Acks)
+				if time.Since(start) > 300*time.Second {
+					return reply{}, fmt.Errorf("%d of %d acknowledgements after 300 s", s.received.Load()-before, r.Acks)
 				}
 				time.Sleep(100 * time.Microsecond)
 			}
@@ -177,7 +177,7 @@ func loadProcess(ctx context.Context, addr string, streams, resources int, clien
 	f := newFleet(addr, streams, resources, clientTLS)
 	defer f.disconnect()
 	return answer(func(r request) (reply, error) {
-		wctx, cancel := context.WithTimeout(ctx, 180*time.Second)
+		wctx, cancel := context.WithTimeout(ctx, 600*time.Second)
 		defer cancel()
 		switch r.Do {
 		case "connect":

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strconv"
 	"time"
@@ -476,6 +477,7 @@ func (r *runner) run(ctx context.Context, only []string) error {
 			continue
 		}
 		if err := s.run(ctx); err != nil {
+			fmt.Fprintf(os.Stderr, "%s: %v\n", s.names[0], err)
 			all = errors.Join(all, fmt.Errorf("%s: %w", s.names[0], err))
 		}
 	}
