@@ -108,7 +108,8 @@ services:
 				if dp.Revision != revision || dp.State != musterv1.DataPlaneState_DATA_PLANE_STATE_SYNCED || len(dp.Refusals) > 0 {
 					t.Errorf("%s is %v at revision %d, want SYNCED at %d; refusals: %v", p.name, dp.State, dp.Revision, revision, dp.Refusals)
 				}
-				if err := step.proof(ctx, p); err != nil {
+				// An Envoy acknowledges a moment before its workers have the change.
+				if err := eventually(ctx, time.Second, func() error { return step.proof(ctx, p) }); err != nil {
 					t.Error(err)
 				}
 			}
@@ -153,13 +154,15 @@ func TestGroupsDoNotMix(t *testing.T) {
 			if err := p.settled(ctx); err != nil {
 				t.Error(err)
 			}
-			if err := errors.Join(
-				p.answeredBy(ctx, "same.example.com/same", want),
-				p.answeredBy(ctx, own+".example.com/x", want),
-				p.answers(ctx, other+".example.com/x", 404),
-				p.answers(ctx, "same.example.com/closed", 200, "apikey", "key-of-"+own),
-				p.answers(ctx, "same.example.com/closed", 401, "apikey", "key-of-"+other),
-			); err != nil {
+			if err := eventually(ctx, time.Second, func() error {
+				return errors.Join(
+					p.answeredBy(ctx, "same.example.com/same", want),
+					p.answeredBy(ctx, own+".example.com/x", want),
+					p.answers(ctx, other+".example.com/x", 404),
+					p.answers(ctx, "same.example.com/closed", 200, "apikey", "key-of-"+own),
+					p.answers(ctx, "same.example.com/closed", 401, "apikey", "key-of-"+other),
+				)
+			}); err != nil {
 				t.Errorf("group %s: %v", own, err)
 			}
 		}

@@ -76,7 +76,7 @@ func TestARefusedResourceHoldsBackNothingElse(t *testing.T) {
 
 	t.Run("the good changes arrive", func(t *testing.T) {
 		for _, p := range planes {
-			for _, url := range []string{"api.example.com/first", "api.example.com/second", "other.example.com/third"} {
+			for _, url := range []string{"api.example.com/first/x", "api.example.com/second/x", "other.example.com/third"} {
 				if err := eventually(ctx, 20*time.Second, func() error { return p.answers(ctx, url, http.StatusOK) }); err != nil {
 					t.Errorf("%s: %v", p.name, err)
 				}
@@ -146,7 +146,7 @@ func TestARefusedResourceHoldsBackNothingElse(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, p := range planes {
-			if err := eventually(ctx, 20*time.Second, func() error { return p.answers(ctx, "api.example.com/fourth", http.StatusOK) }); err != nil {
+			if err := eventually(ctx, 20*time.Second, func() error { return p.answers(ctx, "api.example.com/fourth/x", http.StatusOK) }); err != nil {
 				t.Errorf("%s: %v", p.name, err)
 			}
 		}
@@ -160,7 +160,7 @@ func TestARefusedResourceHoldsBackNothingElse(t *testing.T) {
 		if err := eventually(ctx, 10*time.Second, func() error { return bystander.answers(ctx, "own.example.com/own", http.StatusOK) }); err != nil {
 			t.Error(err)
 		}
-		if err := bystander.answers(ctx, "api.example.com/first", http.StatusNotFound); err != nil {
+		if err := bystander.answers(ctx, "api.example.com/first/x", http.StatusNotFound); err != nil {
 			t.Errorf("the group other serves what belongs to team: %v", err)
 		}
 	})
