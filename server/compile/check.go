@@ -63,9 +63,11 @@ func (u *upstream) active(cluster *clusterv3.Cluster, a *musterv1.ActiveCheck) {
 	}
 	healthy, unhealthy := a.GetHealthy(), a.GetUnhealthy()
 	check := &corev3.HealthCheck{
-		Timeout:            durationpb.New(seconds(a.GetTimeout(), time.Second)),
-		Interval:           durationpb.New(seconds(healthy.GetInterval(), time.Second)),
-		UnhealthyInterval:  durationpb.New(seconds(unhealthy.GetInterval(), time.Second)),
+		Timeout:           durationpb.New(seconds(a.GetTimeout(), time.Second)),
+		Interval:          durationpb.New(seconds(healthy.GetInterval(), time.Second)),
+		UnhealthyInterval: durationpb.New(seconds(unhealthy.GetInterval(), time.Second)),
+		// Envoy probes an idle cluster every 60 s unless told otherwise.
+		NoTrafficInterval:  durationpb.New(seconds(healthy.GetInterval(), time.Second)),
 		HealthyThreshold:   wrapperspb.UInt32(successes(healthy)),
 		UnhealthyThreshold: wrapperspb.UInt32(u.failures(a.GetType(), unhealthy)),
 	}
