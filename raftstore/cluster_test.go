@@ -117,7 +117,15 @@ func quick(cfg Config) Config {
 // by joining it.
 func newCluster(t testing.TB, n int, change func(i int, cfg *Config)) *cluster {
 	t.Helper()
+	var c *cluster
+	return newClusterLater(t, n, change, &c)
+}
+
+// newClusterLater is newCluster for a change that needs the cluster itself.
+func newClusterLater(t testing.TB, n int, change func(i int, cfg *Config), into **cluster) *cluster {
+	t.Helper()
 	c := &cluster{t: t, net: newTestNet()}
+	*into = c
 	for i := range n {
 		c.add(i == 0, func(cfg *Config) {
 			if change != nil {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/crc32"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -14,6 +16,7 @@ import (
 	"github.com/hashicorp/raft"
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 	"go.etcd.io/bbolt"
+	bbolterrors "go.etcd.io/bbolt/errors"
 )
 
 // diskHooks replace parts of the disk in tests.
@@ -50,6 +53,10 @@ var (
 // openLog opens the log of a data directory, and refuses one that is damaged.
 func openLog(dir string, hooks diskHooks, fatal func(error)) (_ *logStore, err error) {
 	path := filepath.Join(dir, "raft.db")
+	if err := walkPages(path); err != nil {
+		return nil, err
+	}
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer damageAsError(path, &err)
 	db, err := raftboltdb.New(raftboltdb.Options{
 		Path: path,
@@ -59,15 +66,46 @@ func openLog(dir string, hooks diskHooks, fatal func(error)) (_ *logStore, err e
 			Timeout:        time.Second,
 		},
 	})
-	switch {
-	case errors.Is(err, bbolt.ErrTimeout):
-		return nil, fmt.Errorf("open %s: another process uses this data directory", path)
-	case errors.Is(err, bbolt.ErrInvalid), errors.Is(err, bbolt.ErrChecksum), errors.Is(err, bbolt.ErrVersionMismatch):
-		return nil, &CorruptError{path, err.Error()}
-	case err != nil:
-		return nil, fmt.Errorf("open %s: %w", path, err)
+	if err != nil {
+		return nil, openError(path, err)
 	}
 	return &logStore{BoltStore: db, path: path, hooks: hooks, fatal: fatal}, nil
+}
+
+func openError(path string, err error) error {
+	switch {
+	case errors.Is(err, bbolterrors.ErrTimeout):
+		return fmt.Errorf("open %s: another process uses this data directory", path)
+	case errors.Is(err, bbolterrors.ErrInvalid), errors.Is(err, bbolterrors.ErrChecksum), errors.Is(err, bbolterrors.ErrVersionMismatch):
+		return &CorruptError{path, err.Error()}
+	}
+	return fmt.Errorf("open %s: %w", path, err)
+}
+
+// walkPages reads every page of a bolt file that is in use. Bolt itself does so
+// when it opens a file without a freelist for writing, but in a goroutine of
+// its own, where its panic on a damaged page would end the process unnamed.
+func walkPages(path string) (err error) {
+	info, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) || (err == nil && info.Size() == 0) {
+		return nil
+	}
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer damageAsError(path, &err)
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{ReadOnly: true, Timeout: time.Second})
+	if err != nil {
+		return openError(path, err)
+	}
+	defer db.Close()
+	sum := uint32(0) // of no use but to read every byte
+	return db.View(func(tx *bbolt.Tx) error {
+		return tx.ForEach(func(_ []byte, b *bbolt.Bucket) error {
+			return b.ForEach(func(_, v []byte) error {
+				sum = crc32.Update(sum, castagnoli, v)
+				return nil
+			})
+		})
+	})
 }
 
 // damageAsError turns the panics of bolt on damaged pages, and faults on a file
