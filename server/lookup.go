@@ -1,8 +1,10 @@
 package server
 
 import (
+	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"google.golang.org/grpc/codes"
@@ -23,11 +25,27 @@ var _ xds.Source = (*publisher)(nil)
 func (p *publisher) Subscribe(group string, node *corev3.Node, wake func()) (xds.Feed, error) {
 	feed, err := p.hub.Subscribe(group, node, wake)
 	if status.Code(err) == codes.NotFound {
-		// The state has it, or it would not have been authorised: either it was just
-		// made and is not published yet, or just deleted. Asking again tells.
-		return nil, status.Errorf(codes.Unavailable, "group %q is not served yet", group)
+		// It was authorised a moment ago, so it was just deleted, and perhaps is
+		// being made again. Asking again tells.
+		return nil, status.Errorf(codes.Unavailable, "group %q is not served", group)
 	}
 	return feed, err
+}
+
+// await returns true once a group is published, false when ctx ends first.
+func (p *publisher) await(ctx context.Context, group string) bool {
+	poll := time.NewTicker(readyPoll / 4)
+	defer poll.Stop()
+	for {
+		if pg := p.lookup(group); pg != nil && pg.current.Load() != nil {
+			return true
+		}
+		select {
+		case <-ctx.Done():
+			return false
+		case <-poll.C:
+		}
+	}
 }
 
 // Trial implements admin.Compiler: it compiles a transaction on top of the

@@ -114,8 +114,10 @@ func (s *Server) closePorts(grace context.Context, p *ports) {
 		// GracefulStop waits for streams, which never end by themselves: the xDS
 		// server ends them, spread over the time, so that data planes do not all
 		// arrive at the next server at once.
-		if err := s.xds.Shutdown(grace); err != nil {
-			s.cfg.Logger.Warn("data planes were cut off", "error", err)
+		spread, cancel := context.WithTimeout(grace, s.goAwayTime())
+		defer cancel()
+		if err := s.xds.Shutdown(spread); err != nil {
+			s.cfg.Logger.Debug("the last data planes were cut off at once", "error", err)
 		}
 		stopWithin(grace, p.xds, stopped)
 	}()
@@ -136,6 +138,13 @@ func (s *Server) closePorts(grace context.Context, p *ports) {
 	for _, c := range p.running {
 		<-c.done
 	}
+}
+
+// goAwayTime is over how long data planes are sent elsewhere: a few need no
+// spreading, and thousands should not all arrive at the next server at once.
+func (s *Server) goAwayTime() time.Duration {
+	const each = 4 * time.Millisecond
+	return 20*time.Millisecond + each*time.Duration(s.Status().DataPlanes)
 }
 
 // stopWithin waits for a graceful stop, and cuts the rest off after grace.

@@ -27,6 +27,10 @@ import (
 // tlsReloadInterval is how often certificate files are looked at.
 const tlsReloadInterval = 10 * time.Second
 
+// firstPublication is how long a data plane may wait for its group to be
+// published for the first time.
+const firstPublication = 2 * time.Second
+
 // Server is one muster server. Make it with [New] and run it with [Server.Run].
 type Server struct {
 	cfg     Config
@@ -237,6 +241,13 @@ func (s *Server) authorizeDataPlane(ctx context.Context, node *corev3.Node) (str
 	g, ok := s.store.State().Group(name)
 	if !ok {
 		return "", status.Errorf(codes.NotFound, "there is no group %q", name)
+	}
+	// A group that was just made is published within milliseconds: waiting that
+	// long beats sending the data plane away into its back-off.
+	wait, cancel := context.WithTimeout(ctx, firstPublication)
+	defer cancel()
+	if !s.pub.await(wait, g.ID()) {
+		return "", status.Errorf(codes.Unavailable, "group %q is not served yet", name)
 	}
 	return g.ID(), nil
 }
