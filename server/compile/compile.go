@@ -5,6 +5,7 @@ import (
 
 	"github.com/musterhq/muster/raftstore/state"
 	"github.com/musterhq/muster/resource"
+	"github.com/musterhq/muster/server/compile/plugin"
 )
 
 // Key names one xDS resource.
@@ -48,6 +49,8 @@ type Delta struct {
 // Compiled is a group's compilation. It is immutable; all methods are safe for
 // concurrent use.
 type Compiled struct {
+	// fixed is what does not depend on the group.
+	fixed *fixed
 	// started is false only of Empty.
 	started bool
 	tree    tree
@@ -67,10 +70,17 @@ type Compiled struct {
 	out, raw *iradix.Tree[*Resource]
 }
 
+// fixed is what every compilation of a process shares.
+type fixed struct {
+	plugins  *plugin.Plugins
+	notFound []byte
+}
+
 // Empty is the compilation of a group that has never been compiled: it holds
 // no xDS resource at all, not even those that an empty group has.
 func Empty() *Compiled {
 	return &Compiled{
+		fixed:   &fixed{plugin.Set(), notFound()},
 		tree:    newTree(),
 		routes:  iradix.New[*routeRecord](),
 		owned:   iradix.New[[]Key](),

@@ -44,7 +44,7 @@ type txn struct {
 
 func (c *Compiled) txn(v state.View) *txn {
 	return &txn{
-		from: c, view: v, plugins: plugin.Set(),
+		from: c, view: v, plugins: c.fixed.plugins,
 		tree: c.tree.txn(), routes: c.routes.Txn(), owned: c.owned.Txn(), keys: c.keys.Txn(), holders: c.holders.Txn(),
 		limits: c.limits.Txn(), rules: c.rules, out: c.out.Txn(), raw: c.raw.Txn(),
 		todo: map[string]struct{}{}, touched: map[Key]struct{}{}, filters: map[string]struct{}{},
@@ -259,7 +259,7 @@ func (t *txn) limit(owner resource.Key, old, limits map[string][]byte) {
 func (t *txn) compileTree() {
 	after, dirty, catchAll := t.tree.commit()
 	t.after = after
-	last := notFound()
+	last := t.from.fixed.notFound
 	for at := range dirty {
 		key := Key{VirtualHostType, virtualHostName(at.level, at.path)}
 		n, found := after.exact.Get(exactKey(at.level, at.path))
@@ -281,7 +281,7 @@ func (t *txn) compileTree() {
 // commit finds out what differs.
 func (t *txn) commit() (*Compiled, Delta, resource.Problems) {
 	next := &Compiled{
-		started: true, tree: t.after, routes: t.routes.CommitOnly(), owned: t.owned.CommitOnly(),
+		fixed: t.from.fixed, started: true, tree: t.after, routes: t.routes.CommitOnly(), owned: t.owned.CommitOnly(),
 		keys: t.keys.CommitOnly(), holders: t.holders.CommitOnly(), limits: t.limits.CommitOnly(),
 		rules: t.rules, out: t.out.CommitOnly(), raw: t.raw.CommitOnly(),
 	}

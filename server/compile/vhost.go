@@ -40,11 +40,12 @@ type virtualHost struct {
 	shadow   shadow
 }
 
-func newVirtualHost(name string, notFound []byte, size int, domains ...string) *virtualHost {
+func newVirtualHost(name string, notFound []byte, size, routes int, domains ...string) *virtualHost {
 	v := &virtualHost{
 		body:     make([]byte, 0, size+len(name)+len(notFound)+64*len(domains)+16),
 		notFound: notFound,
-		seen:     map[resource.Key]struct{}{},
+		origins:  make([]resource.Key, 0, 2*routes),
+		seen:     make(map[resource.Key]struct{}, 2*routes),
 	}
 	v.body = protowire.AppendTag(v.body, virtualHostNameField, protowire.BytesType)
 	v.body = protowire.AppendString(v.body, name)
@@ -153,7 +154,7 @@ func (t tree) nodeHost(n *node, notFound []byte) Resource {
 	if n.path == "" {
 		domains = domains[1:]
 	}
-	v := newVirtualHost(virtualHostName(n.host, n.path), notFound, size, domains...)
+	v := newVirtualHost(virtualHostName(n.host, n.path), notFound, size, len(n.places), domains...)
 	for _, l := range levelsOf(n.host) {
 		if !isExact(l) && t.open.Len() == 0 {
 			break
@@ -169,10 +170,15 @@ func (t tree) nodeHost(n *node, notFound []byte) Resource {
 // catchAllHost builds the virtual host of everything that no node takes.
 func (t tree) catchAllHost(notFound []byte) Resource {
 	var size int
-	t.catchAll.Root().Walk(func(_ []byte, p *placement) bool { size += len(p.body) + len(p.open) + 8; return false })
-	v := newVirtualHost(CatchAll, notFound, size, "*")
-	var at level
+	places := make([]*placement, 0, t.catchAll.Len())
 	t.catchAll.Root().Walk(func(_ []byte, p *placement) bool {
+		size += max(len(p.body), len(p.open)) + 8
+		places = append(places, p)
+		return false
+	})
+	v := newVirtualHost(CatchAll, notFound, size, len(places), "*")
+	var at level
+	for _, p := range places {
 		if p.level != at {
 			v.shadow.forget()
 			at = p.level
@@ -182,8 +188,7 @@ func (t tree) catchAllHost(notFound []byte) Resource {
 		} else {
 			v.add(p, p.body)
 		}
-		return false
-	})
+	}
 	if at != "" {
 		v.shadow.forget()
 	}

@@ -1,0 +1,168 @@
+//go:build unix
+
+package compile_test
+
+import (
+	"fmt"
+	"syscall"
+	"testing"
+	"time"
+
+	musterv1 "github.com/musterhq/muster/proto/muster/v1"
+	"github.com/musterhq/muster/raftstore/state"
+	"github.com/musterhq/muster/server/compile"
+)
+
+// shape is how the services of a group are laid out.
+type shape struct {
+	name  string
+	hosts func(i int) []string
+	// fallback adds a service with one route for every path.
+	fallback []string
+}
+
+var shapes = []shape{
+	{"one-host", func(int) []string { return []string{"api.example.com"} }, nil},
+	{"host-each", func(i int) []string { return []string{fmt.Sprintf("s%d.example.com", i)} }, nil},
+	{"hostless", func(int) []string { return nil }, nil},
+	{"wildcard", func(int) []string { return []string{"*.example.com"} }, nil},
+}
+
+// group makes n services, each with an upstream and one route.
+func (s shape) group(n int) []*musterv1.Resource {
+	var out []*musterv1.Resource
+	for i := range n {
+		id := fmt.Sprintf("s%d", i)
+		out = append(out, &musterv1.Resource{Kind: &musterv1.Resource_Service{Service: &musterv1.Service{
+			Id: id, Name: id, Hosts: s.hosts(i), PathPrefix: fmt.Sprintf("/svc%d", i),
+			Upstream: &musterv1.Upstream{Nodes: []*musterv1.Node{{Host: fmt.Sprintf("10.0.%d.%d", i/250, i%250+1), Port: 80}}},
+		}}})
+	}
+	for i := range n {
+		out = append(out, s.route(i, 0))
+	}
+	return out
+}
+
+func (s shape) route(i, variant int) *musterv1.Resource {
+	return &musterv1.Resource{Kind: &musterv1.Resource_Route{Route: &musterv1.Route{
+		Id: fmt.Sprintf("r%d", i), ServiceId: fmt.Sprintf("s%d", i), Uris: []string{"/*"},
+		Timeout: &musterv1.Timeout{Read: float64(61 + variant)},
+	}}}
+}
+
+func (s shape) service(i, variant int) *musterv1.Resource {
+	r := s.group(i + 1)[i]
+	r.GetService().Upstream.Nodes[0].Port = int32(81 + variant)
+	return r
+}
+
+// edit is the same change back and forth, as views and changes.
+type edit struct {
+	views   [2]state.View
+	changes [2][]state.Change
+}
+
+func makeEdit(b *testing.B, n int, s shape, change func(variant int) *musterv1.Resource) (*compile.Compiled, edit) {
+	b.Helper()
+	st := newStore(b)
+	st.commit(s.group(n))
+	var e edit
+	st.commit([]*musterv1.Resource{change(1)})
+	compiled, _, problems := compile.Full(st.group().View())
+	if len(problems) > 0 {
+		b.Fatal(problems)
+	}
+	e.views[0], e.changes[0] = st.commit([]*musterv1.Resource{change(2)})
+	e.views[1], e.changes[1] = st.commit([]*musterv1.Resource{change(1)})
+	return compiled, e
+}
+
+// cpu measures the process's CPU time, which a busy machine does not inflate.
+func cpu(b *testing.B) (stop func()) {
+	now := func() time.Duration {
+		var u syscall.Rusage
+		if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+			b.Fatal(err)
+		}
+		return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+	}
+	start := now()
+	return func() { b.ReportMetric(float64(now()-start)/float64(b.N), "cpu-ns/op") }
+}
+
+func benchmarkNext(b *testing.B, n int, s shape, resources int, change func(variant int) *musterv1.Resource) {
+	c, e := makeEdit(b, n, s, change)
+	var bytes, count int
+	b.ReportAllocs()
+	stop := cpu(b)
+	for i := 0; b.Loop(); i++ {
+		var delta compile.Delta
+		c, delta, _ = c.Next(e.views[i%2], e.changes[i%2])
+		if count = len(delta.Upsert); count != resources {
+			b.Fatalf("%d resources changed, want %d", count, resources)
+		}
+		bytes = 0
+		for _, r := range delta.Upsert {
+			bytes += len(r.Body)
+		}
+	}
+	stop()
+	b.ReportMetric(float64(bytes), "xds-bytes")
+}
+
+// B11: one route of the group changes; the target is at most 200 µs.
+func BenchmarkNextOneRoute(b *testing.B) {
+	for _, s := range shapes {
+		for _, n := range []int{100, 10000} {
+			b.Run(fmt.Sprintf("%s/%d", s.name, n), func(b *testing.B) {
+				benchmarkNext(b, n, s, 1, func(variant int) *musterv1.Resource { return s.route(n/2, variant) })
+			})
+		}
+	}
+}
+
+// One node of one service changes.
+func BenchmarkNextOneNode(b *testing.B) {
+	for _, n := range []int{100, 10000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			benchmarkNext(b, n, shapes[0], 1, func(variant int) *musterv1.Resource { return shapes[0].service(n/2, variant) })
+		})
+	}
+}
+
+// A route that takes every path of a host, or of all hosts, stands behind the
+// routes of every node, and its change changes them all.
+func BenchmarkNextFallback(b *testing.B) {
+	for _, host := range []string{"", "api.example.com"} {
+		b.Run("host="+host, func(b *testing.B) {
+			const n = 10000
+			route := func(variant int) *musterv1.Resource {
+				r := &musterv1.Route{Id: "fallback", Uris: []string{"/*"}, Timeout: &musterv1.Timeout{Read: float64(61 + variant)},
+					Upstream: &musterv1.Upstream{Nodes: []*musterv1.Node{{Host: "10.9.9.9", Port: 80}}}}
+				if host != "" {
+					r.Hosts = []string{host}
+				}
+				return &musterv1.Resource{Kind: &musterv1.Resource_Route{Route: r}}
+			}
+			benchmarkNext(b, n, shapes[0], n+1, route)
+		})
+	}
+}
+
+func BenchmarkFull(b *testing.B) {
+	for _, s := range shapes {
+		for _, n := range []int{100, 10000} {
+			b.Run(fmt.Sprintf("%s/%d", s.name, n), func(b *testing.B) {
+				st := newStore(b)
+				view, _ := st.commit(s.group(n))
+				b.ReportAllocs()
+				stop := cpu(b)
+				for b.Loop() {
+					compile.Full(view)
+				}
+				stop()
+			})
+		}
+	}
+}
