@@ -91,7 +91,7 @@ func (u *upstream) httpCheck(a *musterv1.ActiveCheck) *corev3.HealthCheck_HttpHe
 		u.problem(resource.CodeUnsupported, "checks.active.https_verify_certificate", "Envoy verifies certificates in probes as it does in requests, by tls.verify", "leave it out, or set it to what tls.verify is")
 	}
 	check := &corev3.HealthCheck_HttpHealthCheck{
-		Host:             a.GetHost(),
+		Host:             u.probeHost(a),
 		Path:             a.GetHttpPath(),
 		ExpectedStatuses: statusRanges(a.GetHealthy().GetHttpStatuses(), defaultHealthyStatuses),
 		// Without it any other status makes a node unhealthy at once.

@@ -266,14 +266,38 @@ func (u *upstream) endpoint(n *musterv1.Node, sch scheme) *endpointv3.LbEndpoint
 	if u.GetPassHost() == "node" {
 		e.Hostname = nodeHost(n, sch)
 	}
-	if p := u.GetChecks().GetActive().GetPort(); p > 0 {
-		e.HealthCheckConfig = &endpointv3.Endpoint_HealthCheckConfig{PortValue: uint32(p)}
-	}
+	e.HealthCheckConfig = u.probeOf(n, sch)
 	lb := &endpointv3.LbEndpoint{HostIdentifier: &endpointv3.LbEndpoint_Endpoint{Endpoint: e}}
 	if w := weight(n); w != 1 {
 		lb.LoadBalancingWeight = wrapperspb.UInt32(w)
 	}
 	return lb
+}
+
+// probeOf says how an active check reaches a node where it differs from a
+// request. Without a Host of its own a probe would carry the cluster's name,
+// whose slash is no valid Host: strict servers answer it 400.
+func (u *upstream) probeOf(n *musterv1.Node, sch scheme) *endpointv3.Endpoint_HealthCheckConfig {
+	active := u.GetChecks().GetActive()
+	if active == nil {
+		return nil
+	}
+	probe := &endpointv3.Endpoint_HealthCheckConfig{PortValue: uint32(max(0, active.GetPort()))}
+	if active.GetType() != "tcp" && u.probeHost(active) == "" {
+		probe.Hostname = nodeHost(n, sch)
+	}
+	if probe.GetPortValue() == 0 && probe.GetHostname() == "" {
+		return nil
+	}
+	return probe
+}
+
+// probeHost is the Host of all probes alike; empty when each node has its own.
+func (u *upstream) probeHost(a *musterv1.ActiveCheck) string {
+	if a.GetHost() == "" && u.GetPassHost() == "rewrite" {
+		return u.GetUpstreamHost()
+	}
+	return a.GetHost()
 }
 
 // ipOf is the node's address when it is an IP address.
