@@ -38,7 +38,7 @@ func (c *cursor) field(name, canonical string, at span) *cursor {
 
 // entry moves to a map's entry.
 func (c *cursor) entry(key string, at span) *cursor {
-	seg := nameSegment(key)
+	seg := shownSegment(key)
 	return &cursor{parent: c, seg: seg, place: c.place.grow(seg, at)}
 }
 
@@ -61,14 +61,23 @@ func (d *decoder) report(c *cursor, at span, code, message, hint string) {
 	if c != nil && c.place != nil {
 		c.place.faulty = true
 	}
-	if len(d.problems) >= maxProblems {
-		d.dropped++
+	if d.full() {
 		return
 	}
 	d.problems = append(d.problems, Problem{
 		Path: c.String(), Code: code, Message: message, Hint: hint,
 		File: d.src.name, Line: int(at.line), Column: int(at.col),
 	})
+}
+
+// full says that no more problems are kept, and counts the one that is not.
+// Finding out what was meant is not worth the time then.
+func (d *decoder) full() bool {
+	if len(d.problems) < maxProblems {
+		return false
+	}
+	d.dropped++
+	return true
 }
 
 // finish returns the problems in the order of the text, with excerpts.
@@ -95,7 +104,8 @@ func (s *source) failed(err *syntaxError) Problems {
 
 // mismatch reports a value of the wrong type.
 func (d *decoder) mismatch(c *cursor, n *node, want string, secret bool) {
-	if !secret {
+	// What stands in an object's place may be what belongs inside of it.
+	if !secret && want != "an object" {
 		n.public = true
 	}
 	hint := ""
@@ -137,9 +147,9 @@ func (d *decoder) message(m protoreflect.Message, n *node, c *cursor, more extra
 			case !taken:
 				return true
 			case before == f.key:
-				d.report(&cursor{parent: c, seg: nameSegment(f.key)}, f.at, CodeDuplicate, "the field is given twice", "remove one")
+				d.report(&cursor{parent: c, seg: shownSegment(f.key)}, f.at, CodeDuplicate, "the field is given twice", "remove one")
 			default:
-				d.report(&cursor{parent: c, seg: nameSegment(f.key)}, f.at, CodeConflict, fmt.Sprintf("%s and %s are the same field", before, f.key), "keep one of them")
+				d.report(&cursor{parent: c, seg: shownSegment(f.key)}, f.at, CodeConflict, fmt.Sprintf("%s and %s are the same field", before, f.key), "keep one of them")
 			}
 			return false
 		}
@@ -159,7 +169,7 @@ func (d *decoder) message(m protoreflect.Message, n *node, c *cursor, more extra
 			continue
 		}
 		if oneof := fd.ContainingOneof(); oneof != nil && !oneof.IsSynthetic() && m.WhichOneof(oneof) != nil {
-			d.report(&cursor{parent: c, seg: nameSegment(f.key)}, f.at, CodeConflict, fmt.Sprintf("only one of the fields of %s can be set", oneof.Name()), "")
+			d.report(&cursor{parent: c, seg: shownSegment(f.key)}, f.at, CodeConflict, fmt.Sprintf("only one of the fields of %s can be set", oneof.Name()), "")
 			continue
 		}
 		given[name] = true
@@ -192,7 +202,10 @@ func (d *decoder) lookup(desc protoreflect.MessageDescriptor, dialect dialect, n
 // unknown reports a field that the message does not have: with the reason when
 // it is API7's, with the name that was meant when there is one like it.
 func (d *decoder) unknown(desc protoreflect.MessageDescriptor, dialect dialect, more extras, f *field, c *cursor) {
-	at := &cursor{parent: c, seg: nameSegment(f.key)}
+	if d.full() {
+		return
+	}
+	at := &cursor{parent: c, seg: shownSegment(f.key)}
 	if refusal, known := dialect.unsupported[f.key]; known {
 		d.report(at, f.at, CodeUnsupported, refusal.reason, refusal.hint)
 		return
@@ -320,7 +333,7 @@ func (d *decoder) scalar(fd protoreflect.FieldDescriptor, n *node, c *cursor, se
 	if secret || n.kind == stringNode && secretText(n.text) {
 		n.secret, secret = true, true
 	} else {
-		n.public = true
+		n.public = !guardedFields[fd.FullName()]
 	}
 	switch kind := fd.Kind(); kind {
 	case protoreflect.StringKind:
@@ -358,6 +371,9 @@ func (d *decoder) enum(desc protoreflect.EnumDescriptor, n *node, c *cursor) (pr
 	case stringNode:
 		if value := desc.Values().ByName(protoreflect.Name(n.text)); value != nil {
 			return protoreflect.ValueOfEnum(value.Number()), true
+		}
+		if d.full() {
+			break
 		}
 		var names []string
 		for i := range desc.Values().Len() {

@@ -61,11 +61,8 @@ func (d *decoder) submessage(m protoreflect.Message, n *node, c *cursor, rule se
 // free returns the value of a free-form field, nil when it has none.
 func (d *decoder) free(n *node, c *cursor, rule secretRule) *structpb.Value {
 	if n.isScalar() {
-		if rule.hides(n.kind, n.text) {
-			n.secret = true
-		} else {
-			n.public = true
-		}
+		n.secret = n.secret || rule.hides(n.kind, n.text)
+		n.public = n.public || rule.shows(n.kind, n.text)
 	}
 	switch n.kind {
 	case nullNode:
@@ -111,6 +108,7 @@ func (d *decoder) freeFields(n *node, c *cursor, rule secretRule) map[string]*st
 	values := make(map[string]*structpb.Value, len(n.fields))
 	for i := range n.fields {
 		f := &n.fields[i]
+		f.hidden = f.hidden || rule.all
 		at := c.entry(f.key, f.place())
 		if values[f.key] != nil {
 			d.report(at, f.at, CodeDuplicate, "the key is given twice", "remove one")

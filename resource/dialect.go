@@ -128,7 +128,7 @@ func (d *decoder) nodeMap(list protoreflect.List, n *node, c *cursor) {
 	weights := (&musterv1.Node{}).ProtoReflect().Descriptor().Fields().ByName("weight")
 	for i := range n.fields {
 		f := &n.fields[i]
-		at := &cursor{parent: c, seg: nameSegment(f.key), place: &place{}}
+		at := &cursor{parent: c, seg: shownSegment(f.key), place: &place{}}
 		if seen[f.key] {
 			d.report(at, f.at, CodeDuplicate, "the node is given twice", "remove one")
 			continue

@@ -107,10 +107,13 @@ func (d *fileDecoder) top(n *node) {
 	seen := map[string]bool{}
 	for i := range n.fields {
 		f := &n.fields[i]
-		at := &cursor{seg: nameSegment(f.key)}
+		at := &cursor{seg: shownSegment(f.key)}
 		section := sections[f.key]
 		if refused, known := refusedKinds[f.key]; known && section == nil {
 			d.report(at, f.at, CodeUnsupported, refused.reason, refused.hint)
+			continue
+		}
+		if section == nil && d.full() {
 			continue
 		}
 		if section == nil {
@@ -303,7 +306,7 @@ func (d *fileDecoder) certificates(ssl *musterv1.Ssl, whole, list *node, c *curs
 		values := map[string]string{}
 		for i := range n.fields {
 			f := &n.fields[i]
-			at := &cursor{parent: c, seg: nameSegment(f.key), place: &place{at: f.value.at}}
+			at := &cursor{parent: c, seg: shownSegment(f.key), place: &place{at: f.value.at}}
 			field := map[string]string{"certificate": "cert", "key": "key"}[f.key]
 			if _, taken := values[field]; field == "" || taken {
 				d.report(at, f.at, CodeUnknown, "a certificate has the fields certificate and key, once each", suggestion(f.key, []string{"certificate", "key"}))
@@ -394,7 +397,7 @@ func (d *fileDecoder) typedConfig(credential *musterv1.Credential, n *node, c *c
 		return
 	}
 	kind.public = true
-	configAt.place = plugins.child(nameSegment(kind.text), kind.at)
+	configAt.place = plugins.child(shownSegment(kind.text), kind.at)
 	fields := d.freeFields(config, configAt, pluginSecrets("muster.v1.Credential", kind.text))
 	credential.Plugins = map[string]*structpb.Struct{kind.text: {Fields: fields}}
 }
@@ -414,9 +417,9 @@ func (d *fileDecoder) globalRules(n *node, c *cursor) {
 		return
 	}
 	d.plugins(n, c, func(f *field, c *cursor) {
-		at := &cursor{parent: c.parent, seg: c.seg, place: c.place.child("plugins", f.value.at).child(nameSegment(f.key), f.value.at)}
+		at := &cursor{parent: c.parent, seg: c.seg, place: c.place.child("plugins", f.value.at).child(shownSegment(f.key), f.value.at)}
 		rule := &musterv1.GlobalRule{Id: f.key, Plugins: map[string]*structpb.Struct{
-			f.key: {Fields: d.freeFields(f.value, at, secretRule{})},
+			f.key: {Fields: d.freeFields(f.value, at, secretRule{guarded: true})},
 		}}
 		d.keep(&musterv1.Resource{Kind: &musterv1.Resource_GlobalRule{GlobalRule: rule}}, f.value, c)
 	})
@@ -425,7 +428,7 @@ func (d *fileDecoder) globalRules(n *node, c *cursor) {
 func (d *fileDecoder) pluginMetadata(n *node, c *cursor) {
 	d.plugins(n, c, func(f *field, c *cursor) {
 		at := &cursor{parent: c.parent, seg: c.seg, place: c.place.child("metadata", f.value.at)}
-		metadata := &musterv1.PluginMetadata{Id: f.key, Metadata: &structpb.Struct{Fields: d.freeFields(f.value, at, secretRule{})}}
+		metadata := &musterv1.PluginMetadata{Id: f.key, Metadata: &structpb.Struct{Fields: d.freeFields(f.value, at, secretRule{guarded: true})}}
 		d.keep(&musterv1.Resource{Kind: &musterv1.Resource_PluginMetadata{PluginMetadata: metadata}}, f.value, c)
 	})
 }
@@ -438,7 +441,7 @@ func (d *fileDecoder) plugins(n *node, c *cursor, read func(f *field, c *cursor)
 	}
 	for i := range n.fields {
 		f := &n.fields[i]
-		at := &cursor{parent: c, seg: nameSegment(f.key), place: &place{at: f.at}}
+		at := &cursor{parent: c, seg: shownSegment(f.key), place: &place{at: f.at}}
 		if f.value.kind != mapNode {
 			d.mismatch(at, f.value, "an object", false)
 			continue

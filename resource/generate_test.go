@@ -52,7 +52,7 @@ func genFree(depth int) *rapid.Generator[*structpb.Value] {
 		case 4:
 			return structpb.NewListValue(&structpb.ListValue{Values: rapid.SliceOfN(genFree(depth+1), 0, 4).Draw(t, "list")})
 		}
-		return structpb.NewStructValue(genStruct(depth + 1).Draw(t, "object"))
+		return structpb.NewStructValue(genStruct(depth+1).Draw(t, "object"))
 	})
 }
 

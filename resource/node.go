@@ -73,6 +73,8 @@ type field struct {
 	key   string
 	at    span
 	value *node
+	// hidden says that the key stands inside of a secret.
+	hidden bool
 }
 
 // place is where to point for the field: at the value, unless that begins on

@@ -78,7 +78,7 @@ func (d *decoder) metadata(m *musterv1.PluginMetadata, n *node, c *cursor) {
 	}
 	// The canonical path has the field `metadata`, the text does not.
 	inner := &cursor{parent: c.parent, seg: c.seg, place: c.place.child("metadata", n.at)}
-	m.Metadata = &structpb.Struct{Fields: d.freeFields(body, inner, secretRule{})}
+	m.Metadata = &structpb.Struct{Fields: d.freeFields(body, inner, secretRule{guarded: true})}
 }
 
 // newResource returns an empty resource of the kind and its message, nil for an

@@ -42,8 +42,9 @@ type PluginSet interface {
 	// Check returns what is wrong with a plugin's configuration at a place: that
 	// there is no such plugin, that it cannot be used there, or what its fields
 	// lack. Paths are relative to the configuration (`rules[0].count`, "" for the
-	// whole); the caller puts `plugins.<name>` before them. Implementations must
-	// not put secrets into messages, must not modify config, and must be safe for
-	// concurrent use.
+	// whole, see FieldPath); the caller puts `plugins.<name>` before them.
+	// Implementations must not put into messages what may be a secret, which in a
+	// broken configuration may also stand where a field's name belongs; must not
+	// modify config; and must be safe for concurrent use.
 	Check(plugin string, where Where, config *structpb.Struct) Problems
 }

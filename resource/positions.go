@@ -75,6 +75,7 @@ func (p *place) silent(seg string) bool {
 
 // find returns the place of the path, or that of its nearest parent; exact tells which.
 func (p *place) find(path string) (found *place, exact bool) {
+	path = shownPath(path)
 	for path != "" {
 		seg, rest := cutPath(path)
 		var next *place
@@ -197,6 +198,25 @@ func cutPath(path string) (seg, rest string) {
 		return path[:i], strings.TrimPrefix(path[i:], ".")
 	}
 	return path, ""
+}
+
+// shownPath masks the keys of a path that do not look like names.
+func shownPath(path string) string {
+	if !strings.Contains(path, `["`) {
+		return path
+	}
+	out := ""
+	for path != "" {
+		var seg string
+		seg, path = cutPath(path)
+		if quoted, isKey := strings.CutPrefix(seg, "["); isKey && strings.HasPrefix(quoted, `"`) {
+			if key, err := strconv.Unquote(strings.TrimSuffix(quoted, "]")); err == nil {
+				seg = shownSegment(key)
+			}
+		}
+		out = joinPath(out, seg)
+	}
+	return out
 }
 
 // register notes that the object of that key came from the text. The first of

@@ -9,11 +9,19 @@ import (
 // mask stands in for a secret.
 const mask = "***"
 
-// secretFields are the fields of muster's messages that hold secrets.
+// secretFields are fields that hold secrets.
 var secretFields = map[protoreflect.FullName]bool{
 	"muster.v1.Ssl.key":                true,
 	"muster.v1.Ssl.keys":               true,
 	"muster.v1.UpstreamTls.client_key": true,
+	// Raw xDS: header values are credentials often enough.
+	"envoy.config.core.v3.HeaderValue.value":     true,
+	"envoy.config.core.v3.HeaderValue.raw_value": true,
+}
+
+// guardedFields hold values that may be secrets, which excerpts never show.
+var guardedFields = map[protoreflect.FullName]bool{
+	"muster.v1.ActiveCheck.req_headers": true,
 }
 
 // sensitiveOption is the number of the field option `udpa.annotations.sensitive`,
@@ -52,12 +60,19 @@ type secretRule struct {
 	auth bool
 	// all is set below a secret name.
 	all bool
+	// guarded is set in plugin configurations, whose fields this package does not
+	// know: a misspelt secret looks like anything else. public is set below a name
+	// that is known to be none.
+	guarded, public bool
+	// owner is set in the plugins of consumers and credentials: no name is known
+	// to be public there.
+	owner bool
 }
 
 // pluginSecrets is the rule for a plugin's configuration in a message.
 func pluginSecrets(parent protoreflect.FullName, plugin string) secretRule {
 	owner := parent == "muster.v1.Consumer" || parent == "muster.v1.Credential"
-	return secretRule{auth: owner && (strings.HasSuffix(plugin, "-auth") || parent == "muster.v1.Credential")}
+	return secretRule{auth: owner && (strings.HasSuffix(plugin, "-auth") || parent == "muster.v1.Credential"), guarded: true, owner: owner}
 }
 
 // publicAuthFields are what an auth plugin's credential holds besides secrets.
@@ -71,7 +86,26 @@ func (r secretRule) below(key string) secretRule {
 	if r.auth && !publicAuthFields[key] || secretName(key) {
 		r.all = true
 	}
+	r.public = publicPluginFields[key] && !r.owner
 	return r
+}
+
+// shows says whether an excerpt may show a scalar under the rule. That is
+// stricter than hides: a text that is being refused may have its secrets in
+// fields that do not exist.
+func (r secretRule) shows(kind nodeKind, text string) bool {
+	free := !r.guarded || r.public && !strings.ContainsAny(text, "@:") || kind == boolNode || kind == nullNode
+	return free && !r.hides(kind, text)
+}
+
+// publicPluginFields are fields of plugins that hold no secrets.
+var publicPluginFields = map[string]bool{
+	"count": true, "time_window": true, "key": true, "key_type": true, "policy": true, "window_type": true,
+	"rejected_code": true, "rejected_msg": true, "group": true, "rate": true, "burst": true, "conn": true, "default_conn_delay": true,
+	"whitelist": true, "blacklist": true, "message": true, "response_code": true, "type": true, "methods": true,
+	"allow_origins": true, "allow_methods": true, "allow_headers": true, "expose_headers": true, "max_age": true, "allow_origins_by_regex": true,
+	"uri": true, "regex_uri": true, "host": true, "method": true, "scheme": true, "status_code": true, "ret_code": true,
+	"header": true, "query": true, "anonymous_consumer": true, "weight": true, "username": true, "algorithm": true,
 }
 
 // hides says whether a scalar under the rule must not be shown.
@@ -83,6 +117,32 @@ func (r secretRule) hides(kind nodeKind, text string) bool {
 		return r.all
 	}
 	return false
+}
+
+// shownSegment is how a path in a problem names a key of the text.
+func shownSegment(key string) string {
+	if !isName(key) {
+		return `["` + mask + `"]`
+	}
+	return nameSegment(key)
+}
+
+// swallows says whether a text looks as if it holds fields of its own: in a
+// broken text a forgotten quote or bracket makes one value of several.
+func swallows(text string) bool {
+	return strings.Contains(text, `":`) || strings.Contains(text, ": ") || strings.ContainsAny(text, "\r\n")
+}
+
+// isName says whether a key looks like a name: of a field, plugin, label, header
+// or node. In a broken text a key may be anything, also a value that came to
+// stand where a key belongs.
+func isName(key string) bool {
+	if len(key) == 0 || len(key) > 64 {
+		return false
+	}
+	return !strings.ContainsFunc(key, func(r rune) bool {
+		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("_-./:*@[]<", r))
+	})
 }
 
 // secretWords mark the names of fields, headers and parameters that hold secrets.
@@ -116,11 +176,13 @@ func secretText(text string) bool {
 	if strings.Contains(text, "PRIVATE KEY-----") {
 		return true
 	}
-	if name, value, found := strings.Cut(text, ":"); found {
-		if strings.HasPrefix(value, "//") {
-			authority, _, _ := strings.Cut(value[2:], "/")
-			return strings.Contains(authority, "@")
+	if _, rest, found := strings.Cut(text, "//"); found {
+		authority, _, _ := strings.Cut(rest, "/")
+		if strings.Contains(authority, "@") {
+			return true
 		}
+	}
+	if name, _, found := strings.Cut(text, ":"); found {
 		return !strings.ContainsAny(name, " /{}[]()") && secretName(name)
 	}
 	return false

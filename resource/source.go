@@ -3,6 +3,7 @@ package resource
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"unicode/utf8"
@@ -19,6 +20,9 @@ type source struct {
 	// spans that an excerpt may show.
 	lines [][]byte
 	shown map[int32][]span
+	// opaque are long lines in which characters are not bytes: finding a place in
+	// them takes too long to be worth an excerpt.
+	opaque map[int32]bool
 }
 
 // parseSource reads a text of at most limit bytes, as JSON when it is JSON and
@@ -34,29 +38,21 @@ func parseSource(name string, data []byte, limit int) (*source, *syntaxError) {
 	if at, valid := firstInvalid(data); !valid {
 		return s, &syntaxError{at: at, code: CodeSyntax, message: "the text is not UTF-8"}
 	}
-	trimmed := bytes.TrimLeft(data, " \t\r\n")
-	looksJSON := len(trimmed) > 0 && trimmed[0] == '{'
-	var jsonFailure *syntaxError
-	if looksJSON {
-		s.root, jsonFailure = parseJSON(data)
-		if jsonFailure == nil {
-			return s, nil
-		}
-		if jsonFailure.code == CodeTooLarge {
-			return s, jsonFailure
+	read := parseYAML
+	if trimmed := bytes.TrimLeft(data, blanks); bytes.HasPrefix(trimmed, []byte("{")) {
+		// YAML would take most of what JSON refuses for something else than was
+		// meant: what begins as JSON must be JSON. An object without quotes is YAML.
+		if rest := bytes.TrimLeft(trimmed[1:], blanks); len(rest) == 0 || rest[0] == '"' || rest[0] == '}' {
+			read = parseJSON
 		}
 	}
-	root, failure := parseYAML(data)
-	if failure != nil {
-		// What begins as JSON was meant as JSON: its reader explains better.
-		if looksJSON && strings.HasPrefix(string(bytes.TrimLeft(trimmed[1:], " \t\r\n")), `"`) {
-			failure = jsonFailure
-		}
-		return s, failure
-	}
+	root, failure := read(data)
 	s.root = root
-	return s, nil
+	return s, failure
 }
+
+// blanks are the blanks of JSON.
+const blanks = " \t\r\n"
 
 // firstInvalid returns the place of the first byte that is not UTF-8.
 func firstInvalid(data []byte) (span, bool) {
@@ -83,7 +79,12 @@ func firstInvalid(data []byte) (span, bool) {
 // to be public and nowhere to be secret.
 func (s *source) index() {
 	s.lines = bytes.Split(s.data, []byte("\n"))
-	s.shown = map[int32][]span{}
+	s.shown, s.opaque = map[int32][]span{}, map[int32]bool{}
+	for i, line := range s.lines {
+		if len(line) > maxLine && utf8.RuneCount(line) != len(line) {
+			s.opaque[int32(i+1)] = true
+		}
+	}
 	if s.root == nil {
 		return
 	}
@@ -95,7 +96,7 @@ func (s *source) index() {
 		}
 		seen[n] = true
 		if n.isScalar() {
-			if n.public && !n.secret && n.at.end > 0 {
+			if n.public && !n.secret && n.at.end > 0 && !swallows(n.text) {
 				s.shown[n.at.line] = append(s.shown[n.at.line], n.at)
 			}
 			return
@@ -104,20 +105,27 @@ func (s *source) index() {
 			visit(item)
 		}
 		for _, f := range n.fields {
-			if f.at.end > 0 {
+			if f.at.end > 0 && !f.hidden && isName(f.key) {
 				s.shown[f.at.line] = append(s.shown[f.at.line], f.at)
 			}
 			visit(f.value)
 		}
 	}
 	visit(s.root)
+	for _, spans := range s.shown {
+		slices.SortFunc(spans, func(a, b span) int { return int(a.col - b.col) })
+	}
 }
 
 // excerptLines is how many lines an excerpt shows before the one that it is about.
 const excerptLines = 2
 
-// maxExcerptWidth bounds a shown line, in characters.
-const maxExcerptWidth = 120
+const (
+	// maxExcerptWidth bounds a shown line, in characters.
+	maxExcerptWidth = 120
+	// maxLine bounds the lines that are looked at whole, in bytes.
+	maxLine = 4 << 10
+)
 
 // excerpt shows the line, those before it and a caret below the column. What may
 // be secret is masked: every value and comment that is not known to be public.
@@ -143,14 +151,35 @@ func (s *source) excerpt(at span) string {
 	return b.String()
 }
 
+// window returns the line, or of a long one what surrounds the column, and how
+// many characters stand before it.
+func (s *source) window(number, col int32) (line string, from int32) {
+	whole := s.lines[number-1]
+	switch {
+	case s.opaque[number]:
+		return "", 0
+	case len(whole) <= maxLine:
+		return string(whole), 0
+	}
+	low := min(max(0, int(col)-maxLine/2), len(whole))
+	return string(whole[low:min(low+maxLine, len(whole))]), int32(low)
+}
+
 // mask returns the line as it may be shown and how many characters of it stand
 // before the column col. Spans that may be shown are copied; of what lies
 // between them blanks and punctuation stay and the rest becomes `***`.
-func (s *source) mask(line, col int32) (string, int) {
-	text := []rune(strings.TrimRight(strings.ReplaceAll(string(s.lines[line-1]), "\t", " "), "\r\n"))
+func (s *source) mask(number, col int32) (string, int) {
+	line, from := s.window(number, col)
+	text := []rune(strings.TrimRight(strings.ReplaceAll(line, "\t", " "), "\r\n"))
+	col -= from
 	allowed := make([]bool, len(text))
-	for _, span := range s.shown[line] {
-		for i := max(0, span.col-1); i < span.end-1 && int(i) < len(text); i++ {
+	spans := s.shown[number]
+	first, _ := slices.BinarySearchFunc(spans, from+1, func(s span, col int32) int { return int(s.end - col) })
+	for _, span := range spans[first:] {
+		if int(span.col-1-from) >= len(text) {
+			break
+		}
+		for i := max(0, span.col-1-from); i < span.end-1-from && int(i) < len(text); i++ {
 			allowed[i] = true
 		}
 	}

@@ -79,7 +79,7 @@ type checker struct {
 }
 
 func (c *checker) add(path, code, message, hint string) {
-	c.problems = append(c.problems, Problem{Object: c.object, Path: path, Code: code, Message: message, Hint: hint})
+	c.problems = append(c.problems, Problem{Object: c.object, Path: shownPath(path), Code: code, Message: message, Hint: hint})
 }
 
 // wellFormed checks what every message must hold, wherever it came from: no
@@ -206,8 +206,12 @@ func (c *checker) plugin(path, name string, where Where, config *structpb.Struct
 	if c.validator.Plugins == nil {
 		return
 	}
+	if !isName(name) {
+		c.add(path, CodeUnknown, "there is no plugin of such a name", "")
+		return
+	}
 	for _, p := range c.validator.Plugins.Check(name, where, config) {
-		p.Object, p.Path = c.object, joinPath(path, p.Path)
+		p.Object, p.Path = c.object, shownPath(joinPath(path, p.Path))
 		c.problems = append(c.problems, p)
 	}
 }
@@ -219,9 +223,13 @@ func (c *checker) unsupported(path string, isSet bool, reason, hint string) {
 	}
 }
 
-// quote shows a value in a message: short, on one line, in quotes.
+// quote shows a value in a message: short, on one line, in quotes. A value that
+// looks as if it holds more than belongs there may hold secrets too.
 func quote(value string) string {
 	const most = 64
+	if swallows(value) || secretText(value) {
+		return `"` + mask + `"`
+	}
 	if len(value) > most {
 		value = strings.ToValidUTF8(value[:most], "") + "..."
 	}

@@ -58,7 +58,7 @@ func parseYAML(data []byte) (root *node, failure *syntaxError) {
 	if body == nil {
 		return &node{kind: nullNode, at: span{line: 1, col: 1}}, nil
 	}
-	c := &yamlConverter{anchors: map[string]*node{}}
+	c := &yamlConverter{anchors: map[string]*node{}, lines: strings.Split(string(data), "\n")}
 	root = c.convert(body, 0)
 	if c.failure != nil {
 		return nil, c.failure
@@ -118,6 +118,7 @@ func tokenSpan(tk *token.Token) span {
 
 // yamlConverter turns the parser's tree into nodes.
 type yamlConverter struct {
+	lines   []string
 	anchors map[string]*node
 	// open holds the anchors whose value is being read, which must not refer to
 	// themselves.
@@ -131,6 +132,31 @@ func (c *yamlConverter) fail(at *token.Token, code, message, hint string) *node 
 		c.failure = &syntaxError{at: tokenSpan(at), code: code, message: message, hint: hint}
 	}
 	return &node{kind: nullNode, at: tokenSpan(at)}
+}
+
+// span is tokenSpan for what an excerpt may show: it has an end only if the
+// token's text is really there. The parser is at times mistaken about columns,
+// and what stands beside the text may be a secret.
+func (c *yamlConverter) span(tk *token.Token) span {
+	at := tokenSpan(tk)
+	if at.end == 0 || int(at.line) > len(c.lines) {
+		at.end = 0
+		return at
+	}
+	line, text := c.lines[at.line-1], strings.TrimSpace(tk.Origin)
+	if len(line) > maxLine || text == "" {
+		at.end = 0
+		return at
+	}
+	offset := 0
+	for range at.col - 1 {
+		_, size := utf8.DecodeRuneInString(line[offset:])
+		offset += size
+	}
+	if !strings.HasPrefix(line[offset:], text) {
+		at.end = 0
+	}
+	return at
 }
 
 // convert returns the node for n. Once it failed it returns nulls, quickly.
@@ -249,7 +275,7 @@ func (c *yamlConverter) key(key ast.MapKeyNode) *node {
 	if _, ok := n.(*ast.LiteralNode); ok {
 		return c.fail(key.GetToken(), CodeType, "an object's key must fit on one line", "")
 	}
-	return &node{kind: stringNode, text: n.GetToken().Value, at: tokenSpan(n.GetToken())}
+	return &node{kind: stringNode, text: n.GetToken().Value, at: c.span(n.GetToken())}
 }
 
 func (c *yamlConverter) anchor(n *ast.AnchorNode, depth int) *node {
@@ -330,7 +356,7 @@ var leadingZero = regexp.MustCompile(`^[-+]?0[0-9_]+$`)
 
 func (c *yamlConverter) scalar(n ast.Node) *node {
 	tk := n.GetToken()
-	at := tokenSpan(tk)
+	at := c.span(tk)
 	switch n := n.(type) {
 	case *ast.NullNode:
 		return &node{kind: nullNode, at: at}

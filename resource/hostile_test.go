@@ -1,0 +1,101 @@
+package resource_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	musterv1 "github.com/musterhq/muster/proto/muster/v1"
+	"github.com/musterhq/muster/resource"
+)
+
+// lines is a text of n lines, each made by its number.
+func lines(n int, line func(i int) string) string {
+	var b strings.Builder
+	for i := range n {
+		b.WriteString(line(i))
+		b.WriteByte('\n')
+	}
+	return b.String()
+}
+
+func TestTextsOutOfProportionAreRefusedQuickly(t *testing.T) {
+	for name, input := range map[string]string{
+		"brackets":         strings.Repeat("[", 1<<20),
+		"JSON brackets":    `{"a":` + strings.Repeat("[", 1<<20),
+		"closed brackets":  strings.Repeat("[", 1000) + strings.Repeat("]", 1000),
+		"braces":           strings.Repeat("{a: ", 1<<18),
+		"dashes":           strings.Repeat("- ", 1<<19) + "a",
+		"explicit keys":    strings.Repeat("? ", 1<<19) + "a",
+		"indentation":      lines(3000, func(i int) string { return strings.Repeat(" ", i) + "a:" }),
+		"dashes and lines": lines(300, func(i int) string { return strings.Repeat("  ", 90*i) + strings.Repeat("- ", 90) }),
+		"tags":             "a: " + strings.Repeat("!!str ", 1<<17),
+		"anchors":          "a: " + strings.Repeat("&a ", 1<<18),
+		"aliases of aliases": "a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n" + lines(12, func(i int) string {
+			return fmt.Sprintf("a%d: &a%d [%s]", i+1, i+1, strings.TrimSuffix(strings.Repeat(fmt.Sprintf("*a%d,", i), 10), ","))
+		}),
+		"merges of merges":    "a0: &a0 {" + strings.TrimSuffix(strings.Repeat("x: 1, ", 10), ", ") + "}\n" + lines(200, func(i int) string { return fmt.Sprintf("a%d: &a%d {<<: *a%d, x%d: 1}", i+1, i+1, i, i) }),
+		"an alias of itself":  "a: &a [*a]",
+		"quotes":              strings.Repeat(`"`, 1<<20),
+		"colons":              strings.Repeat(":", 1<<16),
+		"many problems":       "services:\n" + lines(200_000, func(int) string { return "- 1" }),
+		"many unknown fields": `{` + strings.TrimSuffix(lines(200_000, func(i int) string { return fmt.Sprintf(`"x%d": 1,`, i) }), ",\n") + `}`,
+		"too large":           strings.Repeat(" ", 65<<20),
+		"not UTF-8":           "services: \"\xff\"",
+		"NUL":                 "\x00",
+	} {
+		t.Run(name, func(t *testing.T) {
+			start := time.Now()
+			_, problems := resource.DecodeFile("f", []byte(input))
+			if len(problems) == 0 {
+				t.Error("the text was accepted")
+			}
+			if len(problems) > 1001 {
+				t.Errorf("%d problems", len(problems))
+			}
+			_, _, problems = resource.DecodeObject(musterv1.Kind_KIND_SERVICE, []byte(input))
+			if len(problems) == 0 {
+				t.Error("the text was accepted as an object")
+			}
+			if took := time.Since(start); took > 20*time.Second {
+				t.Errorf("took %v", took)
+			}
+		})
+	}
+}
+
+// A text of one line has all its values on that line: places must not be
+// counted from its beginning each time.
+func TestLargeTextsAreReadInTimeProportionalToTheirSize(t *testing.T) {
+	var b strings.Builder
+	b.WriteString(`{"services":[`)
+	for i := range 4000 {
+		if i > 0 {
+			b.WriteByte(',')
+		}
+		fmt.Fprintf(&b, `{"name":"s%d","upstream":{"nodes":[{"host":"10.0.0.1","port":80,"weight":1}]},"routes":[{"name":"r","uris":["/s%d/*"]}]}`, i, i)
+	}
+	b.WriteString(`]}`)
+	start := time.Now()
+	file, problems := resource.DecodeFile("f", []byte(b.String()))
+	if len(problems) > 0 {
+		t.Fatal(problems)
+	}
+	if len(file.Resources) != 8000 {
+		t.Fatalf("%d resources", len(file.Resources))
+	}
+	if problems := (resource.Validator{}).File(file, nil); len(problems) > 0 {
+		t.Fatal(problems)
+	}
+	if took := time.Since(start); took > 20*time.Second {
+		t.Errorf("took %v", took)
+	}
+	text, err := resource.EncodeFile(file.Resources)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, problems := resource.DecodeFile("g", text); len(problems) > 0 {
+		t.Fatal(problems)
+	}
+}
