@@ -2,12 +2,9 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"flag"
-	"fmt"
-	"os"
-	"os/exec"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -20,96 +17,96 @@ var update = flag.Bool("update", false, "rewrite the expectations in testdata/sc
 // noon is when every script happens.
 var noon = time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC)
 
-func TestMain(m *testing.M) {
-	testscript.Main(leakChecked{m}, map[string]func(){
-		"muster": func() {
-			env := OSEnv()
-			env.Now = func() time.Time { return noon }
-			os.Exit(Run(context.Background(), os.Args[1:], env))
-		},
-	})
-}
-
-// leakChecked fails a run that leaves goroutines behind; testscript.Main takes
-// the place of goleak.VerifyTestMain.
-type leakChecked struct{ m *testing.M }
-
-func (l leakChecked) Run() int {
-	code := l.m.Run()
-	if code == 0 {
-		if err := goleak.Find(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
-	}
-	return code
-}
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // TestScripts runs testdata/script/*.txtar, each a conversation with a server of
-// its own. Besides testscript's commands there are:
+// its own. The commands besides testscript's:
 //
-//	code N muster ARGS...   the command must exit with N
+//	muster ARGS...          must exit with 0
+//	code N muster ARGS...   must exit with N
+//	answer TEXT             the next command has a terminal, on which TEXT is typed
+//	input FILE              the next command reads FILE from stdin
 //	fleet SCENE             what data planes are connected (see fakeFleet)
 //	server OPTION           how the server behaves (see fakeServer)
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
-		Dir:                 "testdata/script",
-		UpdateScripts:       *update,
-		RequireUniqueNames:  true,
-		RequireExplicitExec: false,
+		Dir:                "testdata/script",
+		UpdateScripts:      *update,
+		RequireUniqueNames: true,
 		Setup: func(e *testscript.Env) error {
 			srv, err := startFakeServer()
 			if err != nil {
 				return err
 			}
 			e.Defer(srv.stop)
-			e.Values[serverKey{}] = srv
+			e.Values[sceneKey{}] = &scene{server: srv}
 			e.Setenv("MUSTER_ADDR", srv.addr)
 			e.Setenv("MUSTER_API_KEY", "alice-key")
 			e.Setenv("XDG_CONFIG_HOME", e.WorkDir+"/.config")
-			e.Setenv("XDG_CACHE_HOME", e.WorkDir+"/.cache")
 			e.Setenv("NO_COLOR", "1")
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"code":   cmdCode,
-			"fleet":  cmdFleet,
-			"server": cmdServer,
+			"muster": func(ts *testscript.TestScript, neg bool, args []string) {
+				if neg {
+					ts.Fatalf("say with which code: code N muster ARGS...")
+				}
+				runCLI(ts, 0, args)
+			},
+			"code": func(ts *testscript.TestScript, _ bool, args []string) {
+				if len(args) < 2 || args[1] != "muster" {
+					ts.Fatalf("usage: code N muster ARGS...")
+				}
+				want, err := strconv.Atoi(args[0])
+				ts.Check(err)
+				runCLI(ts, want, args[2:])
+			},
+			"answer": func(ts *testscript.TestScript, _ bool, args []string) {
+				s := sceneOf(ts)
+				s.stdin, s.terminal = strings.Join(args, " ")+"\n", true
+			},
+			"input": func(ts *testscript.TestScript, _ bool, args []string) {
+				sceneOf(ts).stdin = ts.ReadFile(args[0])
+			},
+			"fleet": func(ts *testscript.TestScript, _ bool, args []string) {
+				ts.Check(sceneOf(ts).server.fleet.set(args[0]))
+			},
+			"server": func(ts *testscript.TestScript, _ bool, args []string) {
+				ts.Check(sceneOf(ts).server.option(args[0]))
+			},
 		},
 	})
 }
 
-type serverKey struct{}
+// scene is what a script has set up.
+type scene struct {
+	server   *fakeServer
+	stdin    string // of the next command
+	terminal bool   // the next command's stdin is a terminal
+}
 
-func cmdCode(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) < 2 {
-		ts.Fatalf("usage: code N muster ARGS...")
+type sceneKey struct{}
+
+func sceneOf(ts *testscript.TestScript) *scene { return ts.Value(sceneKey{}).(*scene) }
+
+func runCLI(ts *testscript.TestScript, want int, args []string) {
+	s := sceneOf(ts)
+	env := Env{
+		Stdin:  strings.NewReader(s.stdin),
+		Stdout: ts.Stdout(),
+		Stderr: ts.Stderr(),
+		LookupEnv: func(key string) (string, bool) {
+			v := ts.Getenv(key)
+			return v, v != ""
+		},
+		Dir:      ts.MkAbs("."),
+		Now:      func() time.Time { return noon },
+		StdinTTY: s.terminal,
 	}
-	want, err := strconv.Atoi(args[0])
-	ts.Check(err)
-	err = ts.Exec(args[1], args[2:]...)
-	got := 0
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
-		got = exit.ExitCode()
-	} else {
-		ts.Check(err)
-	}
-	if got != want {
+	s.stdin, s.terminal = "", false
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	if got := Run(ctx, args, env); got != want {
 		ts.Fatalf("exit code %d, want %d", got, want)
 	}
-}
-
-func cmdFleet(ts *testscript.TestScript, _ bool, args []string) {
-	if len(args) != 1 {
-		ts.Fatalf("usage: fleet SCENE")
-	}
-	ts.Check(ts.Value(serverKey{}).(*fakeServer).fleet.set(args[0]))
-}
-
-func cmdServer(ts *testscript.TestScript, _ bool, args []string) {
-	if len(args) != 1 {
-		ts.Fatalf("usage: server OPTION")
-	}
-	ts.Check(ts.Value(serverKey{}).(*fakeServer).option(args[0]))
 }

@@ -183,7 +183,7 @@ func (a *app) connect() (*client, error) {
 	if t.endpoints[0].tls {
 		conf := &tls.Config{MinVersion: tls.VersionTLS12}
 		if t.caFile != "" {
-			pem, err := os.ReadFile(t.caFile)
+			pem, err := os.ReadFile(a.env.path(t.caFile))
 			if err != nil {
 				return nil, fmt.Errorf("read --ca-file: %w", err)
 			}

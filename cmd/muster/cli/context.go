@@ -194,7 +194,7 @@ func (a *app) contextSetCommand() *cobra.Command {
 			s.Group = a.group
 		}
 		if a.caFile != "" {
-			if s.CAFile, err = filepath.Abs(a.caFile); err != nil {
+			if s.CAFile, err = filepath.Abs(a.env.path(a.caFile)); err != nil {
 				return err
 			}
 		}
@@ -293,7 +293,7 @@ func (a *app) readKey(path string) (string, error) {
 	if path == "-" {
 		data, err = io.ReadAll(io.LimitReader(a.env.Stdin, 64<<10))
 	} else {
-		data, err = os.ReadFile(path)
+		data, err = os.ReadFile(a.env.path(path))
 	}
 	if err != nil {
 		return "", fmt.Errorf("read the API key: %w", err)

@@ -48,7 +48,7 @@ in --data-dir and there again at the next start.`,
 				return err
 			}
 		}
-		if cfg.DataDir, err = filepath.Abs(cfg.DataDir); err != nil {
+		if cfg.DataDir, err = filepath.Abs(a.env.path(cfg.DataDir)); err != nil {
 			return err
 		}
 		cfg.Version = readBuildVersion().Version

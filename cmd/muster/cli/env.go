@@ -3,6 +3,7 @@ package cli
 import (
 	"io"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/mattn/go-isatty"
@@ -15,6 +16,8 @@ type Env struct {
 	Stderr io.Writer
 	// LookupEnv reads an environment variable.
 	LookupEnv func(key string) (string, bool)
+	// Dir is what relative paths are relative to; empty means the process's directory.
+	Dir string
 	// Now is the clock for ages in tables.
 	Now func() time.Time
 
@@ -39,6 +42,14 @@ func OSEnv() Env {
 func (e Env) getenv(key string) string {
 	v, _ := e.LookupEnv(key)
 	return v
+}
+
+// path returns where a file lies that the user named.
+func (e Env) path(name string) string {
+	if e.Dir == "" || filepath.IsAbs(name) {
+		return name
+	}
+	return filepath.Join(e.Dir, name)
 }
 
 // colour reports whether to colour what goes to stdout (https://no-color.org).

@@ -34,7 +34,7 @@ func (a *app) readSource(args []string) (*source, error) {
 	s := &source{args: args, places: map[resource.Key]resource.Positions{}}
 	var problems resource.Problems
 	for _, arg := range args {
-		names, err := expand(arg)
+		names, err := a.expand(arg)
 		if err != nil {
 			return nil, err
 		}
@@ -62,11 +62,11 @@ func (a *app) readSource(args []string) (*source, error) {
 }
 
 // expand lists a directory's YAML and JSON files, in the order of their paths.
-func expand(arg string) ([]string, error) {
+func (a *app) expand(arg string) ([]string, error) {
 	if arg == "-" {
 		return []string{"-"}, nil
 	}
-	info, err := os.Stat(arg)
+	info, err := os.Stat(a.env.path(arg))
 	if err != nil {
 		return nil, fmt.Errorf("read files: %w", err)
 	}
@@ -74,11 +74,11 @@ func expand(arg string) ([]string, error) {
 		return []string{arg}, nil
 	}
 	var names []string
-	err = filepath.WalkDir(arg, func(path string, d fs.DirEntry, err error) error {
+	err = fs.WalkDir(os.DirFS(a.env.path(arg)), ".", func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
-		if strings.HasPrefix(d.Name(), ".") && path != arg {
+		if strings.HasPrefix(d.Name(), ".") && path != "." {
 			if d.IsDir() {
 				return fs.SkipDir
 			}
@@ -87,7 +87,7 @@ func expand(arg string) ([]string, error) {
 		switch filepath.Ext(path) {
 		case ".yaml", ".yml", ".json":
 			if !d.IsDir() {
-				names = append(names, path)
+				names = append(names, filepath.Join(arg, filepath.FromSlash(path)))
 			}
 		}
 		return nil
@@ -105,7 +105,7 @@ func expand(arg string) ([]string, error) {
 func (a *app) readInput(name string) ([]byte, error) {
 	var r io.Reader = a.env.Stdin
 	if name != "-" {
-		f, err := os.Open(name)
+		f, err := os.Open(a.env.path(name))
 		if err != nil {
 			return nil, fmt.Errorf("read files: %w", err)
 		}

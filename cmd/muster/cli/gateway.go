@@ -54,7 +54,7 @@ good configuration when no server answers.`,
 		if cfg.Logger, err = newLogger(a.env.Stderr, level, format); err != nil {
 			return err
 		}
-		if cfg.TLS, err = dataPlaneTLS(files); err != nil {
+		if cfg.TLS, err = a.dataPlaneTLS(files); err != nil {
 			return err
 		}
 		if cfg.TLS == nil {
@@ -82,14 +82,15 @@ good configuration when no server answers.`,
 }
 
 // dataPlaneTLS reads a data plane's certificate; nil when no file is named.
-func dataPlaneTLS(f bootstrap.TLS) (*tls.Config, error) {
+func (a *app) dataPlaneTLS(f bootstrap.TLS) (*tls.Config, error) {
 	if f == (bootstrap.TLS{}) {
 		return nil, nil
 	}
 	if f.CAFile == "" || f.CertFile == "" || f.KeyFile == "" {
 		return nil, usagef("--xds-ca-file, --xds-cert-file and --xds-key-file belong together")
 	}
-	pem, err := os.ReadFile(f.CAFile)
+	certFile, keyFile := a.env.path(f.CertFile), a.env.path(f.KeyFile)
+	pem, err := os.ReadFile(a.env.path(f.CAFile))
 	if err != nil {
 		return nil, fmt.Errorf("read --xds-ca-file: %w", err)
 	}
@@ -97,7 +98,7 @@ func dataPlaneTLS(f bootstrap.TLS) (*tls.Config, error) {
 	if !roots.AppendCertsFromPEM(pem) {
 		return nil, usagef("%s holds no PEM certificate", f.CAFile)
 	}
-	if _, err := tls.LoadX509KeyPair(f.CertFile, f.KeyFile); err != nil {
+	if _, err := tls.LoadX509KeyPair(certFile, keyFile); err != nil {
 		return nil, fmt.Errorf("read the data plane's certificate: %w", err)
 	}
 	return &tls.Config{
@@ -105,7 +106,7 @@ func dataPlaneTLS(f bootstrap.TLS) (*tls.Config, error) {
 		RootCAs:    roots,
 		// Read anew for each connection, so that a renewed certificate is used.
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-			cert, err := tls.LoadX509KeyPair(f.CertFile, f.KeyFile)
+			cert, err := tls.LoadX509KeyPair(certFile, keyFile)
 			return &cert, err
 		},
 	}, nil

@@ -67,6 +67,7 @@ func (a *app) serverConfig(values []resolved) (server.Config, error) {
 	if err != nil {
 		return server.Config{}, err
 	}
+	v["data_dir"] = a.env.path(v["data_dir"])
 	if err := os.MkdirAll(v["data_dir"], 0o700); err != nil {
 		return server.Config{}, fmt.Errorf("data directory: %w", err)
 	}
@@ -74,7 +75,7 @@ func (a *app) serverConfig(values []resolved) (server.Config, error) {
 	if keysFile == "" {
 		keysFile = filepath.Join(v["data_dir"], "api-keys.json")
 	}
-	keys, secret, err := auth.LoadOrCreateKeys(keysFile)
+	keys, secret, err := auth.LoadOrCreateKeys(a.env.path(keysFile))
 	if err != nil {
 		return server.Config{}, err
 	}

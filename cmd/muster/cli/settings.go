@@ -109,7 +109,7 @@ func (a *app) resolve(cmd *cobra.Command, settings []setting, file string) ([]re
 	if file == "" {
 		file = a.env.getenv("MUSTER_CONFIG")
 	}
-	fromFile, err := readSettings(file, settings)
+	fromFile, err := a.readSettings(file, settings)
 	if err != nil {
 		return nil, err
 	}
@@ -134,11 +134,11 @@ func (a *app) resolve(cmd *cobra.Command, settings []setting, file string) ([]re
 }
 
 // readSettings reads a file strictly: an unknown key is an error with its place.
-func readSettings(file string, settings []setting) (map[string]string, error) {
+func (a *app) readSettings(file string, settings []setting) (map[string]string, error) {
 	if file == "" {
 		return nil, nil
 	}
-	f, err := os.Open(file)
+	f, err := os.Open(a.env.path(file))
 	if err != nil {
 		return nil, fmt.Errorf("read configuration: %w", err)
 	}

@@ -105,7 +105,7 @@ func TestOneCommandGivesARequestThatGoesThroughEveryGateway(t *testing.T) {
 }
 
 func TestTheKeyAndTheGroupAreThereAgainAfterARestart(t *testing.T) {
-	dir := t.TempDir()
+	dir := filepath.Join(t.TempDir(), "data")
 	first, stop := running(t, config(dir, 0))
 	a, err := dial(first.AdminAddr, first.APIKey)
 	if err != nil {

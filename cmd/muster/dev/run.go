@@ -74,7 +74,7 @@ func Run(ctx context.Context, cfg Config) error {
 	defer fail()
 	p := &process{fail: fail}
 	err := p.run(running, cfg)
-	if running.Err() != nil && errors.Is(err, context.Canceled) {
+	if running.Err() != nil {
 		err = nil // interrupted while starting; if a part failed, stop says why
 	}
 	return errors.Join(err, p.stop())

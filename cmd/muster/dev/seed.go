@@ -56,8 +56,6 @@ func (a *api) defaultGroup(ctx context.Context) (*musterv1.Group, error) {
 				return nil, fmt.Errorf("create group %s: %w", group, err)
 			}
 			return made.GetGroup(), nil
-		case codes.Canceled:
-			return nil, fmt.Errorf("get group %s: %w", group, context.Canceled)
 		case codes.Unavailable:
 			if err := sleep(ctx, 20*time.Millisecond); err != nil {
 				return nil, fmt.Errorf("wait for the server: %w", err)
