@@ -10,6 +10,7 @@ import (
 	"time"
 
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	previoushostsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/host/previous_hosts/v3"
 )
 
 // retryPolicy is a compiled RetryPolicy.
@@ -60,7 +61,12 @@ func newRetryPolicy(m *routev3.RetryPolicy) (*retryPolicy, error) {
 			return nil, errors.New("retry_back_off: the intervals are out of order")
 		}
 	}
-	p.otherHost = len(m.GetRetryHostPredicate()) > 0
+	for _, predicate := range m.GetRetryHostPredicate() {
+		if !predicate.GetTypedConfig().MessageIs((*previoushostsv3.PreviousHostsPredicate)(nil)) {
+			return nil, fmt.Errorf("retry_host_predicate %q is not supported", predicate.GetName())
+		}
+		p.otherHost = true
+	}
 	if n := m.GetHostSelectionRetryMaxAttempts(); n > 0 {
 		p.attempts = int(n)
 	}
