@@ -12,8 +12,9 @@ import (
 )
 
 const (
-	// maxChanges bounds one transaction.
-	maxChanges = 10000
+	// maxChanges bounds one transaction: room for a group of 10,000 services with
+	// their routes, synchronised at once.
+	maxChanges = 50000
 	// maxTransaction bounds the bytes of one transaction: it becomes one entry of
 	// the replicated log.
 	maxTransaction = 3 << 20
