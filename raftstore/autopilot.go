@@ -2,6 +2,8 @@ package raftstore
 
 import (
 	"context"
+	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -14,7 +16,7 @@ import (
 func (s *Store) keepMembers(ctx context.Context) {
 	s.updateOwnAddress(ctx)
 	pilot := &pilot{s: s, ctx: ctx, seen: map[raft.ServerID]time.Time{}}
-	ap := autopilot.New(s.raft, pilot,
+	ap := autopilot.New(pilotRaft{s.raft, s}, pilot,
 		autopilot.WithLogger(newRaftLogger(s.logger, "raft")),
 		autopilot.WithUpdateInterval(s.cfg.Autopilot.interval),
 		autopilot.WithReconcileInterval(s.cfg.Autopilot.interval),
@@ -29,13 +31,47 @@ func (s *Store) keepMembers(ctx context.Context) {
 // now, so that servers that join learn it.
 func (s *Store) updateOwnAddress(ctx context.Context) {
 	own := s.trans.LocalAddr()
-	if s.addressOf(s.id) == string(own) {
+	servers, index := s.configuration()
+	if !slices.ContainsFunc(servers, func(m raft.Server) bool { return string(m.ID) == s.id && m.Address != own }) {
 		return
 	}
-	if err := s.await(ctx, s.raft.AddVoter(raft.ServerID(s.id), own, 0, s.cfg.ApplyTimeout)); err != nil {
+	if err := s.await(ctx, s.raft.AddVoter(raft.ServerID(s.id), own, index, s.cfg.ApplyTimeout)); err != nil {
 		s.logger.Warn("this server's new address could not be made known", "address", own, "error", err)
 	}
 }
+
+// pilotRaft is raft as autopilot sees it. Autopilot decides by a view of the
+// cluster that may be a second old: without the check it gives a vote to, and
+// so brings back, a server that was removed meanwhile.
+type pilotRaft struct {
+	*raft.Raft
+	s *Store
+}
+
+// AddVoter gives a vote to a server that is still a member without one, at the
+// address that it has now.
+func (r pilotRaft) AddVoter(id raft.ServerID, _ raft.ServerAddress, _ uint64, timeout time.Duration) raft.IndexFuture {
+	servers, index := r.s.configuration()
+	for _, server := range servers {
+		switch {
+		case server.ID != id:
+		case server.Suffrage == raft.Voter:
+			return doneFuture{index: index}
+		default:
+			return r.Raft.AddVoter(id, server.Address, index, timeout)
+		}
+	}
+	return doneFuture{err: fmt.Errorf("server %q: %w", id, ErrNotMember)}
+}
+
+// doneFuture is a future whose outcome is known.
+type doneFuture struct {
+	index uint64
+	err   error
+}
+
+func (f doneFuture) Error() error  { return f.err }
+func (f doneFuture) Index() uint64 { return f.index }
 
 // pilot tells autopilot about the servers. Autopilot calls it from its own
 // goroutines.

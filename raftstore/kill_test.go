@@ -21,9 +21,9 @@ func childMain(dir string) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	go s.Run(context.Background())
+	ctx := context.Background() // vet:allow this is a process of its own, which is killed
+	go s.Run(ctx)
 	round := os.Getenv("RAFTSTORE_TEST_ROUND")
-	ctx := context.Background()
 	if _, err := s.Apply(ctx, createGroup("g")); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1

@@ -36,7 +36,7 @@ func nodeMain(spec string) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(context.Background()) // vet:allow this is a process of its own
 	go func() {
 		_, _ = os.Stdin.Read(make([]byte, 1))
 		cancel()

@@ -172,11 +172,18 @@ func (s *Store) voters() (n int) {
 
 // servers is the newest configuration that this server knows.
 func (s *Store) servers() []raft.Server {
+	servers, _ := s.configuration()
+	return servers
+}
+
+// configuration is servers with the log index of its last change. A change
+// that was decided on by it passes the index on, and fails if it is outdated.
+func (s *Store) configuration() ([]raft.Server, uint64) {
 	future := s.raft.GetConfiguration()
 	if future.Error() != nil {
-		return nil
+		return nil, 0
 	}
-	return future.Configuration().Servers
+	return future.Configuration().Servers, future.Index()
 }
 
 // transfer hands leadership to a server, or to the one that is most up to date.

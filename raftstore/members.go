@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -247,7 +248,8 @@ func (s *Store) addAsLeader(ctx context.Context, req *musterv1.PeerServiceJoinRe
 		return fmt.Errorf("%w: %q at %q is not a server", ErrRefused, id, addr)
 	}
 	suffrage := raft.Nonvoter
-	for _, server := range s.servers() {
+	servers, index := s.configuration()
+	for _, server := range servers {
 		switch {
 		case server.ID == id && server.Suffrage == raft.Voter && req.GetFresh():
 			return fmt.Errorf("%w: server %q has a vote but has lost its data; remove it first", ErrRefused, id)
@@ -261,23 +263,28 @@ func (s *Store) addAsLeader(ctx context.Context, req *musterv1.PeerServiceJoinRe
 	}
 	var future raft.Future
 	if suffrage == raft.Voter {
-		future = s.raft.AddVoter(id, addr, 0, s.cfg.ApplyTimeout)
+		future = s.raft.AddVoter(id, addr, index, s.cfg.ApplyTimeout)
 	} else {
-		future = s.raft.AddNonvoter(id, addr, 0, s.cfg.ApplyTimeout)
+		future = s.raft.AddNonvoter(id, addr, index, s.cfg.ApplyTimeout)
 	}
 	if err := s.await(ctx, future); err != nil {
-		return s.memberError("add", string(id), err)
+		return s.memberError("add", string(id), index, err)
 	}
 	s.logger.Info("a server joined the cluster", "id", id, "address", addr)
 	return nil
 }
 
-func (s *Store) memberError(verb, id string, err error) error {
+// memberError sorts raft's errors of a change that was decided on by the
+// configuration of an index.
+func (s *Store) memberError(verb, id string, index uint64, err error) error {
 	if errors.Is(err, raft.ErrNotLeader) {
 		return &NotLeaderError{}
 	}
 	if errors.Is(err, raft.ErrLeadershipTransferInProgress) {
 		return errHandingOver
+	}
+	if _, now := s.configuration(); now != index && strings.Contains(err.Error(), "configuration changed since") {
+		return errHandingOver // to be looked at afresh
 	}
 	return fmt.Errorf("%s server %q: %w", verb, id, err)
 }
@@ -304,6 +311,7 @@ func (s *Store) removeAsLeader(ctx context.Context, id string, force bool) error
 	if s.raft.State() != raft.Leader {
 		return &NotLeaderError{}
 	}
+	_, index := s.configuration()
 	if s.addressOf(id) == "" {
 		return fmt.Errorf("server %q: %w", id, ErrNotMember)
 	}
@@ -319,8 +327,8 @@ func (s *Store) removeAsLeader(ctx context.Context, id string, force bool) error
 			return err
 		}
 	}
-	if err := s.await(ctx, s.raft.RemoveServer(raft.ServerID(id), 0, s.cfg.ApplyTimeout)); err != nil {
-		return s.memberError("remove", id, err)
+	if err := s.await(ctx, s.raft.RemoveServer(raft.ServerID(id), index, s.cfg.ApplyTimeout)); err != nil {
+		return s.memberError("remove", id, index, err)
 	}
 	s.logger.Info("a server was removed from the cluster", "id", id)
 	return nil

@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"github.com/hashicorp/raft"
 )
 
 func TestAServerIsRemovedAndAnotherTakesItsPlace(t *testing.T) {
@@ -183,4 +185,26 @@ func TestAServerThatMovedTellsTheClusterItsAddress(t *testing.T) {
 	eventually(t, "the new address", func() bool { return c.leader().addressOf(m.id) == string(m.trans.LocalAddr()) })
 	c.waitVoters(3)
 	c.converge()
+}
+
+// TestAutopilotDoesNotBringARemovedServerBack asks for what autopilot asks for
+// when its view of the cluster is older than a removal.
+func TestAutopilotDoesNotBringARemovedServerBack(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	mustApply(t, c.members[0].Store, groupG())
+	leader, gone := c.leader(), c.followers()[0]
+	if err := leader.Remove(testCtx(t), gone.id, false); err != nil {
+		t.Fatal(err)
+	}
+	r := pilotRaft{leader.raft, leader.Store}
+	if err := r.AddVoter(raft.ServerID(gone.id), raft.ServerAddress(gone.cfg.RaftAddr), 0, time.Second).Error(); !errors.Is(err, ErrNotMember) {
+		t.Errorf("got %v", err)
+	}
+	if leader.addressOf(gone.id) != "" {
+		t.Error("it is back")
+	}
+	before := leader.raft.LastIndex()
+	if err := r.AddVoter(raft.ServerID(leader.id), raft.ServerAddress(leader.cfg.RaftAddr), 0, time.Second).Error(); err != nil || leader.raft.LastIndex() != before {
+		t.Errorf("a vote that is there was given again: %v", err)
+	}
 }

@@ -44,6 +44,9 @@ func start(t testing.TB, cfg Config) (s *Store, stop func()) {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	done := make(chan error, 1)
 	go func() { done <- s.Run(ctx) }()
+	if err := s.waitStarted(testCtx(t)); err != nil {
+		t.Fatalf("start: %v", err)
+	}
 	var once sync.Once
 	stop = func() {
 		once.Do(func() {

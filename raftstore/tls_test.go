@@ -274,19 +274,23 @@ func TestCertificatesAreReloadedAndExpiredConnectionsCut(t *testing.T) {
 	ca := newTestCA(t)
 	c := newCluster(t, 2, func(_ int, cfg *Config) {
 		ca.secure(cfg)
-		cfg.TLS = ca.issue(cfg.ServerID, 4*time.Second, serverURI(cfg.ServerID))
+		cfg.TLS = ca.issue(cfg.ServerID, 3*time.Second, serverURI(cfg.ServerID))
 	})
 	mustApply(t, c.members[0].Store, groupG())
 	time.Sleep(1200 * time.Millisecond)
-	var fresh [2]time.Time
-	for i, m := range c.members {
+	for _, m := range c.members {
 		ca.issue(m.id, time.Hour, serverURI(m.id))
-		fresh[i] = time.Now()
 	}
 	// Long after the first certificates have run out the cluster still works,
 	// and on connections with the new ones only.
-	time.Sleep(5 * time.Second)
-	mustApply(t, c.members[0].Store, putService("g", "a", ""))
+	time.Sleep(3500 * time.Millisecond)
+	write := func(m *member, id string) {
+		t.Helper()
+		cmd := putService("g", id, "")
+		cmd.RequestId = id // a connection may be cut in the middle of it
+		mustApply(t, m.Store, cmd)
+	}
+	write(c.members[0], "a")
 	c.converge()
 	for _, m := range c.members {
 		m.wire.conns.closeWhere(func(p *peerConn) bool {
@@ -302,7 +306,7 @@ func TestCertificatesAreReloadedAndExpiredConnectionsCut(t *testing.T) {
 	}
 	time.Sleep(1200 * time.Millisecond)
 	c.members[0].wire.conns.closeWhere(func(*peerConn) bool { return true })
-	mustApply(t, c.members[1].Store, putService("g", "b", ""))
+	write(c.members[1], "b")
 	c.converge()
 }
 

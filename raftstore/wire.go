@@ -11,6 +11,7 @@ import (
 
 	"github.com/hashicorp/raft"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/keepalive"
 
 	musterv1 "github.com/musterhq/muster/proto/muster/v1"
 )
@@ -173,6 +174,9 @@ func (w *wire) serve(ctx context.Context, s *Store) {
 		grpc.MaxRecvMsgSize(MaxCommand+(64<<10)),
 		grpc.MaxConcurrentStreams(1024),
 		grpc.WaitForHandlers(true),
+		// Connections are renewed in good order, long before their certificates
+		// run out and they are cut.
+		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionAge: 10 * time.Minute, MaxConnectionAgeGrace: time.Minute}),
 	)
 	musterv1.RegisterPeerServiceServer(server, &peerServer{store: s})
 	wg.Go(func() { _ = server.Serve(w.peers) })
