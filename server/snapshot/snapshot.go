@@ -196,7 +196,8 @@ func (s *Snapshot) Set(typeURL string, view View) *Set {
 	case typeURL == compile.ListenerType && view.Listen != (compile.ListenOptions{}):
 		return set.listening(view.Listen)
 	case typeURL == compile.RouteConfigurationType && view.Client == compile.ViewSotW:
-		return s.inline.set(set, s.Set(compile.VirtualHostType, view))
+		// Virtual hosts belong to the delta view: whoever cannot use VHDS gets them here.
+		return s.inline.set(set, s.Set(compile.VirtualHostType, View{Client: compile.ViewDelta}))
 	}
 	return set
 }
