@@ -93,7 +93,7 @@ func connectionManager() *hcmv3.HttpConnectionManager {
 		UpgradeConfigs:               []*hcmv3.HttpConnectionManager_UpgradeConfig{{UpgradeType: "websocket", Enabled: wrapperspb.Bool(false)}},
 		EarlyHeaderMutationExtensions: []*corev3.TypedExtensionConfig{{
 			Name:        RouteKeyHeader,
-			TypedConfig: packed(&earlyheadersv3.HeaderMutation{Mutations: []*mutationrulesv3.HeaderMutation{routeKey()}}),
+			TypedConfig: packed(&earlyheadersv3.HeaderMutation{Mutations: []*mutationrulesv3.HeaderMutation{routeKey(), noConsumer()}}),
 		}},
 		HttpFilters: httpFilters(),
 	}
@@ -105,6 +105,12 @@ func routeKey() *mutationrulesv3.HeaderMutation {
 		Header:       &corev3.HeaderValue{Key: RouteKeyHeader, Value: "%REQ(:AUTHORITY)%%PATH(NQ:PATH)%"},
 		AppendAction: corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD,
 	}}}
+}
+
+// noConsumer takes from clients the header by which auth plugins name the
+// consumer: what counts, hashes or trusts it may not be told by the client.
+func noConsumer() *mutationrulesv3.HeaderMutation {
+	return &mutationrulesv3.HeaderMutation{Action: &mutationrulesv3.HeaderMutation_Remove{Remove: plugin.ConsumerHeader}}
 }
 
 // httpFilters is the fixed chain: every plugin's filter, disabled, and the router.

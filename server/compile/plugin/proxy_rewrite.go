@@ -166,7 +166,10 @@ func mutations(headers *structpb.Struct) ([]*mutationrulesv3.HeaderMutation, res
 			return
 		}
 		out = append(out, &mutationrulesv3.HeaderMutation{Action: &mutationrulesv3.HeaderMutation_Append{Append: &corev3.HeaderValueOption{
-			Header: &corev3.HeaderValue{Key: strings.ToLower(name), Value: value}, AppendAction: action, KeepEmptyValue: value == "",
+			Header: &corev3.HeaderValue{Key: strings.ToLower(name), Value: value}, AppendAction: action,
+			// Envoy drops a mutation whose value comes out empty, which would leave
+			// the client's own header where it was to be replaced.
+			KeepEmptyValue: value == "" || strings.Contains(value, "%REQ("),
 		}}})
 	}
 	fields := headers.GetFields()
