@@ -105,7 +105,7 @@ func (s *source) failed(err *syntaxError) Problems {
 // mismatch reports a value of the wrong type.
 func (d *decoder) mismatch(c *cursor, n *node, want string, secret bool) {
 	// What stands in an object's place may be what belongs inside of it.
-	if !secret && want != "an object" {
+	if !secret && (want != "an object" || n.kind == nullNode || n.kind == boolNode) {
 		n.public = true
 	}
 	hint := ""

@@ -29,8 +29,8 @@ func parseJSON(data []byte) (*node, *syntaxError) {
 	if err != nil {
 		return nil, p.failure(err)
 	}
+	at := p.skip()
 	if _, err := p.dec.Token(); !errors.Is(err, io.EOF) {
-		at := p.skip()
 		return nil, &syntaxError{at: p.locate(at, at), code: CodeSyntax, message: "there is more text after the end of the JSON value"}
 	}
 	return root, nil

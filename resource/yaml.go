@@ -1,6 +1,7 @@
 package resource
 
 import (
+	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
@@ -34,6 +35,10 @@ func parseYAML(data []byte) (root *node, failure *syntaxError) {
 		}
 	}()
 	tokens := lexer.Tokenize(string(data))
+	if n := len(tokens); n >= 2 && tokens[n-2].Type == token.FoldedType && !bytes.HasSuffix(data, []byte("\n")) {
+		// The lexer does not fold a scalar that the end of the text cuts off.
+		tokens = lexer.Tokenize(string(data) + "\n")
+	}
 	if err := checkDepth(tokens); err != nil {
 		return nil, err
 	}
