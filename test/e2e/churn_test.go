@@ -125,7 +125,7 @@ func (p *plane) draining(ctx context.Context, t *testing.T) map[string]int64 {
 	if p.envoy == nil {
 		return nil
 	}
-	stats, err := p.envoy.Stats(ctx, `^listener_manager\.(total_listeners_draining|listener_removed|listener_modified|listener_stopped|listener_create_failure)$|downstream_cx_drain_close$`)
+	stats, err := p.envoy.Stats(ctx, `^listener_manager\.(total_listeners_draining|listener_removed|listener_stopped|listener_create_failure)$|downstream_cx_drain_close$`)
 	if err != nil {
 		t.Fatal(err)
 	}
