@@ -16,6 +16,7 @@ import (
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	upstreamsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
 // clusterConfig is a compiled Cluster. It is immutable.
@@ -96,6 +97,9 @@ func newClusterConfig(m *clusterv3.Cluster) (*clusterConfig, error) {
 		c.panicThreshold = t.GetValue()
 	}
 	for _, t := range m.GetCircuitBreakers().GetThresholds() {
+		if err := unbounded(t); err != nil {
+			return nil, fmt.Errorf("circuit_breakers: %w", err)
+		}
 		if t.GetPriority() == corev3.RoutingPriority_DEFAULT {
 			c.maxRequests = int64(t.GetMaxRequests().GetValue())
 		}
@@ -120,6 +124,20 @@ func newClusterConfig(m *clusterv3.Cluster) (*clusterConfig, error) {
 		return nil, fmt.Errorf("error_matcher: %w", err)
 	}
 	return c, c.setTransport(m, opts)
+}
+
+// unbounded refuses bounds that the gateway does not keep to. So high a number is
+// none.
+func unbounded(t *clusterv3.CircuitBreakers_Thresholds) error {
+	const high = 1 << 20
+	for name, v := range map[string]*wrapperspb.UInt32Value{
+		"max_connections": t.GetMaxConnections(), "max_pending_requests": t.GetMaxPendingRequests(), "max_retries": t.GetMaxRetries(),
+	} {
+		if v != nil && v.GetValue() < high {
+			return fmt.Errorf("%s of %d is not supported, only max_requests is", name, v.GetValue())
+		}
+	}
+	return nil
 }
 
 // httpOptions returns the cluster's HTTP options, nil when it has none.
@@ -149,7 +167,7 @@ func (c *clusterConfig) setDiscovery(m *clusterv3.Cluster) (err error) {
 		c.static, err = newAssignment(m.GetLoadAssignment(), false)
 		return err
 	case clusterv3.Cluster_STRICT_DNS:
-		c.dns = newDNSConfig(m)
+		c.dns = &dnsConfig{family: m.GetDnsLookupFamily()}
 		c.static, err = newAssignment(m.GetLoadAssignment(), true)
 		return err
 	}
@@ -187,7 +205,7 @@ func (c *clusterConfig) setTransport(m *clusterv3.Cluster, opts *upstreamsv3.Htt
 	t := &c.transport
 	common := opts.GetCommonHttpProtocolOptions()
 	t.connectTimeout = c.connectTimeout
-	t.http2 = opts.GetExplicitHttpConfig().GetHttp2ProtocolOptions() != nil || m.GetHttp2ProtocolOptions() != nil
+	t.http2 = opts.GetExplicitHttpConfig().GetHttp2ProtocolOptions() != nil
 	t.autoSNI = opts.GetUpstreamHttpProtocolOptions().GetAutoSni()
 	t.maxRequests = int64(common.GetMaxRequestsPerConnection().GetValue())
 	t.idleTimeout = time.Hour // Envoy's default
@@ -195,7 +213,7 @@ func (c *clusterConfig) setTransport(m *clusterv3.Cluster, opts *upstreamsv3.Htt
 		t.idleTimeout = d.AsDuration()
 	}
 	t.fingerprint = fingerprintOf(&clusterv3.Cluster{
-		TransportSocket: m.GetTransportSocket(), ConnectTimeout: m.GetConnectTimeout(), Http2ProtocolOptions: m.GetHttp2ProtocolOptions(),
+		TransportSocket: m.GetTransportSocket(), ConnectTimeout: m.GetConnectTimeout(),
 	}) + fingerprintOf(&upstreamsv3.HttpProtocolOptions{
 		CommonHttpProtocolOptions: common, UpstreamProtocolOptions: opts.GetUpstreamProtocolOptions(),
 		UpstreamHttpProtocolOptions: opts.GetUpstreamHttpProtocolOptions(),
@@ -212,7 +230,7 @@ func (c *clusterConfig) setTransport(m *clusterv3.Cluster, opts *upstreamsv3.Htt
 		return fmt.Errorf("transport_socket: %w", err)
 	}
 	t.tls.autoSNI = t.autoSNI
-	t.tls.sniSAN = t.tls.sniSAN || opts.GetUpstreamHttpProtocolOptions().GetAutoSanValidation()
+	t.tls.sniSAN = opts.GetUpstreamHttpProtocolOptions().GetAutoSanValidation()
 	return nil
 }
 
@@ -256,7 +274,6 @@ func newEndpoint(lb *endpointv3.LbEndpoint, names bool) (endpoint, error) {
 	e.port = sa.GetPortValue()
 	e.hostname = lb.GetEndpoint().GetHostname()
 	e.checkPort = lb.GetEndpoint().GetHealthCheckConfig().GetPortValue()
-	e.checkHost = lb.GetEndpoint().GetHealthCheckConfig().GetHostname()
 	if e.port == 0 || e.port > 65535 {
 		return e, fmt.Errorf("port %d is invalid", e.port)
 	}

@@ -13,20 +13,12 @@ import (
 
 // dnsConfig says how the names of a STRICT_DNS cluster are resolved.
 type dnsConfig struct {
-	refresh time.Duration
-	family  clusterv3.Cluster_DnsLookupFamily
+	family clusterv3.Cluster_DnsLookupFamily
 }
 
-// The refresh rate of Envoy.
-const defaultDNSRefresh = 5 * time.Second
-
-func newDNSConfig(m *clusterv3.Cluster) *dnsConfig {
-	d := &dnsConfig{refresh: defaultDNSRefresh, family: m.GetDnsLookupFamily()}
-	if r := m.GetDnsRefreshRate(); r != nil && r.AsDuration() > 0 {
-		d.refresh = r.AsDuration()
-	}
-	return d
-}
+// dnsRefresh is how often names are resolved, and how long that may take: Envoy's
+// default.
+const dnsRefresh = 5 * time.Second
 
 // resolver resolves names; net.DefaultResolver outside of tests.
 type resolver interface {
@@ -72,7 +64,7 @@ func (c *cluster) resolveNames() {
 			c.answered()
 			first = false
 		}
-		if !sleep(c.ctx, c.cfg.dns.refresh) {
+		if !sleep(c.ctx, c.gw.dnsRefresh) {
 			return
 		}
 	}
@@ -80,7 +72,7 @@ func (c *cluster) resolveNames() {
 
 // refreshName looks a name up and reports whether its addresses changed.
 func (c *cluster) refreshName(name string, known map[string][]netip.Addr) bool {
-	ctx, cancel := context.WithTimeout(c.ctx, defaultDNSRefresh)
+	ctx, cancel := context.WithTimeout(c.ctx, dnsRefresh)
 	defer cancel()
 	addrs, err := c.cfg.dns.lookup(ctx, c.gw.resolver, name)
 	if err != nil {

@@ -79,14 +79,11 @@ func (g *Gateway) newFilter(config *anypb.Any, previous httpFilter) (httpFilter,
 	return nil, fmt.Errorf("%s %w", config.MessageName(), errNotAFilter)
 }
 
-// newFilterChain compiles the HTTP filters of a connection manager.
+// newHTTPFilters compiles the HTTP filters of a connection manager.
 func (g *Gateway) newHTTPFilters(list []*hcmv3.HttpFilter, previous *filterChain) ([]chainFilter, *router, error) {
 	var out []chainFilter
 	for i, hf := range list {
 		if hf.GetConfigDiscovery() != nil {
-			if hf.GetConfigDiscovery().GetDefaultConfig() != nil {
-				return nil, nil, fmt.Errorf("filter %q: default_config is not supported", hf.GetName())
-			}
 			out = append(out, chainFilter{name: hf.GetName(), disabled: hf.GetDisabled()})
 			continue
 		}

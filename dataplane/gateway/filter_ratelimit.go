@@ -151,7 +151,7 @@ type rateLimitRequest struct {
 func (r *rateLimitRequest) request(x *exchange) *reply {
 	limits := r.filter.limits
 	if limits == nil {
-		limits = x.rateLimits()
+		limits = x.route.rateLimits
 	}
 	allowed := r.filter.take(x, limits, r)
 	if allowed {
@@ -230,21 +230,6 @@ func (r *rateLimitRequest) response(_ *exchange, h http.Header) {
 	h.Set("X-Ratelimit-Limit", strconv.Itoa(int(r.bucket.max)))
 	h.Set("X-Ratelimit-Remaining", strconv.Itoa(remaining))
 	h.Set("X-Ratelimit-Reset", strconv.Itoa(reset))
-}
-
-// rateLimits returns the actions that apply to a request: the route's, or when it
-// has none the virtual host's.
-func (x *exchange) rateLimits() []rateLimit {
-	if x.route != nil && len(x.route.rateLimits) > 0 {
-		if x.route.includeVhostLimits && x.vhost != nil {
-			return append(slices.Clone(x.route.rateLimits), x.vhost.rateLimits...)
-		}
-		return x.route.rateLimits
-	}
-	if x.vhost != nil {
-		return x.vhost.rateLimits
-	}
-	return nil
 }
 
 // rateLimit is a compiled RateLimit: actions that make one descriptor.

@@ -77,24 +77,9 @@ func conditions[T any](list []T, compile func(T) (condition, error)) ([]conditio
 var errRBACRule = errors.New("rule is not supported")
 
 func newPermission(m *rbacconfigv3.Permission) (condition, error) {
-	switch r := m.GetRule().(type) {
+	switch m.GetRule().(type) {
 	case *rbacconfigv3.Permission_Any:
 		return always, nil
-	case *rbacconfigv3.Permission_AndRules:
-		list, err := conditions(r.AndRules.GetRules(), newPermission)
-		return allOf(list), err
-	case *rbacconfigv3.Permission_OrRules:
-		list, err := conditions(r.OrRules.GetRules(), newPermission)
-		return anyOf(list), err
-	case *rbacconfigv3.Permission_NotRule:
-		inner, err := newPermission(r.NotRule)
-		return not(inner), err
-	case *rbacconfigv3.Permission_Header:
-		h, err := newHeaderMatch(r.Header)
-		return h.matches, err
-	case *rbacconfigv3.Permission_UrlPath:
-		match, err := newStringMatch(r.UrlPath.GetPath())
-		return func(x *exchange) bool { return match(x.path) }, err
 	}
 	return nil, fmt.Errorf("permission %T: %w", m.GetRule(), errRBACRule)
 }
@@ -118,15 +103,6 @@ func newPrincipal(m *rbacconfigv3.Principal) (condition, error) {
 	case *rbacconfigv3.Principal_DirectRemoteIp:
 		prefix, err := newPrefix(id.DirectRemoteIp)
 		return func(x *exchange) bool { return prefix.Contains(x.peer.Addr()) }, err
-	case *rbacconfigv3.Principal_SourceIp:
-		prefix, err := newPrefix(id.SourceIp)
-		return func(x *exchange) bool { return prefix.Contains(x.peer.Addr()) }, err
-	case *rbacconfigv3.Principal_Header:
-		h, err := newHeaderMatch(id.Header)
-		return h.matches, err
-	case *rbacconfigv3.Principal_UrlPath:
-		match, err := newStringMatch(id.UrlPath.GetPath())
-		return func(x *exchange) bool { return match(x.path) }, err
 	}
 	return nil, fmt.Errorf("principal %T: %w", m.GetIdentifier(), errRBACRule)
 }

@@ -56,6 +56,7 @@ type Gateway struct {
 	checker      *checker
 	now          func() time.Time
 	resolver     resolver
+	dnsRefresh   time.Duration
 	localAddress string
 	buffers      buffers
 
@@ -83,7 +84,7 @@ func New(cfg Config) (*Gateway, error) {
 		cfg.DrainTimeout = 10 * time.Second
 	}
 	g := &Gateway{
-		cfg: cfg, log: cfg.Logger, checker: newChecker(), now: time.Now, resolver: net.DefaultResolver,
+		cfg: cfg, log: cfg.Logger, checker: newChecker(), now: time.Now, resolver: net.DefaultResolver, dnsRefresh: dnsRefresh,
 		localAddress: localAddress(), assignments: map[string]*assignment{}, listeners: map[string]*listenerServer{},
 	}
 	g.ctx, g.cancel = context.WithCancel(context.Background())

@@ -1,14 +1,11 @@
 package gateway
 
 import (
-	"bytes"
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"net"
 	"net/http"
 	"net/url"
 	"time"
@@ -20,10 +17,7 @@ import (
 type healthCheck struct {
 	timeout, interval, unhealthyInterval time.Duration
 	unhealthyAfter, healthyAfter         int
-	altPort                              uint32
 	http                                 *httpCheck // else tcp
-	send                                 []byte
-	receive                              [][]byte
 }
 
 type httpCheck struct {
@@ -45,7 +39,6 @@ func newHealthCheck(list []*corev3.HealthCheck) (*healthCheck, error) {
 	c := &healthCheck{
 		timeout: m.GetTimeout().AsDuration(), interval: m.GetInterval().AsDuration(),
 		unhealthyAfter: int(m.GetUnhealthyThreshold().GetValue()), healthyAfter: int(m.GetHealthyThreshold().GetValue()),
-		altPort: m.GetAltPort().GetValue(),
 	}
 	c.unhealthyInterval = c.interval
 	if m.GetUnhealthyInterval() != nil {
@@ -72,30 +65,9 @@ func newHealthCheck(list []*corev3.HealthCheck) (*healthCheck, error) {
 		c.http.headers = headers
 		return c, err
 	case *corev3.HealthCheck_TcpHealthCheck_:
-		var err error
-		if k.TcpHealthCheck.GetSend() != nil {
-			if c.send, err = payload(k.TcpHealthCheck.GetSend()); err != nil {
-				return nil, err
-			}
-		}
-		for _, p := range k.TcpHealthCheck.GetReceive() {
-			b, err := payload(p)
-			if err != nil {
-				return nil, err
-			}
-			c.receive = append(c.receive, b)
-		}
 		return c, nil
 	}
 	return nil, fmt.Errorf("checker %T is not supported", m.GetHealthChecker())
-}
-
-// payload returns the bytes of a Payload: hex text or binary.
-func payload(p *corev3.HealthCheck_Payload) ([]byte, error) {
-	if t := p.GetText(); t != "" {
-		return hex.DecodeString(t)
-	}
-	return p.GetBinary(), nil
 }
 
 // checkHosts starts a checker for each host that has none and stops those of hosts
@@ -196,7 +168,7 @@ func (c *cluster) judge(h *host, e endpoint, good, bad int, err error) {
 func (hc *healthCheck) run(ctx context.Context, c *cluster, e *endpoint) error {
 	ctx, cancel := context.WithTimeout(ctx, hc.timeout)
 	defer cancel()
-	address := e.checkAddress(hc.altPort)
+	address := e.checkAddress()
 	if hc.http == nil {
 		return hc.checkTCP(ctx, c, address)
 	}
@@ -214,40 +186,7 @@ func (hc *healthCheck) checkTCP(ctx context.Context, c *cluster, address string)
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
-	deadline, _ := ctx.Deadline()
-	if err := conn.SetDeadline(deadline); err != nil {
-		return err
-	}
-	if len(hc.send) > 0 {
-		if _, err := conn.Write(hc.send); err != nil {
-			return err
-		}
-	}
-	return hc.expect(conn)
-}
-
-// expect reads until all payloads have come, in order.
-func (hc *healthCheck) expect(conn net.Conn) error {
-	var got []byte
-	buf := make([]byte, 4096)
-	for _, want := range hc.receive {
-		for {
-			if i := bytes.Index(got, want); i >= 0 {
-				got = got[i+len(want):]
-				break
-			}
-			n, err := conn.Read(buf)
-			got = append(got, buf[:n]...)
-			if err != nil {
-				return err
-			}
-			if len(got) > 1<<16 {
-				return fmt.Errorf("%w: too much was sent", errCheck)
-			}
-		}
-	}
-	return nil
+	return conn.Close()
 }
 
 func (hc *healthCheck) checkHTTP(ctx context.Context, c *cluster, e *endpoint, address string) error {
@@ -262,8 +201,6 @@ func (hc *healthCheck) checkHTTP(ctx context.Context, c *cluster, e *endpoint, a
 	switch {
 	case h.host != "":
 		req.Host = h.host
-	case e.checkHost != "":
-		req.Host = e.checkHost
 	case e.hostname != "":
 		req.Host = e.hostname
 	default:

@@ -35,25 +35,17 @@ type endpoint struct {
 	priority   uint32
 	unhealthy  bool // the assignment says so
 	checkPort  uint32
-	checkHost  string
 	resolvable string // a DNS name to resolve instead of an address
 	port       uint32
 }
 
 // checkAddress returns where the active check goes.
-func (e *endpoint) checkAddress(altPort uint32) string {
-	port := e.checkPort
-	if altPort != 0 {
-		port = altPort
-	}
-	if port == 0 {
-		return e.address
-	}
+func (e *endpoint) checkAddress() string {
 	ip, _, err := net.SplitHostPort(e.address)
-	if err != nil {
+	if e.checkPort == 0 || err != nil {
 		return e.address
 	}
-	return net.JoinHostPort(ip, strconv.FormatUint(uint64(port), 10))
+	return net.JoinHostPort(ip, strconv.FormatUint(uint64(e.checkPort), 10))
 }
 
 // healthy reports whether requests may go to the host.

@@ -40,8 +40,6 @@ type filterChain struct {
 	router    *router
 
 	routeConfigName string
-	inlineRoutes    *routeConfig
-	inlineDomains   *domains
 
 	stripPort, normalizePath, mergeSlashes bool
 	useRemoteAddress                       bool
@@ -102,15 +100,6 @@ func (g *Gateway) decodeListener(body *anypb.Any, previous *listenerConfig) (*li
 		}
 		if err != nil {
 			return nil, fmt.Errorf("filter_chains[%d] %q: %w", i, fc.GetName(), err)
-		}
-	}
-	if d := m.GetDefaultFilterChain(); d != nil {
-		chain, err := g.newFilterChain(d, previous.anyChain(), built)
-		if err != nil {
-			return nil, fmt.Errorf("default_filter_chain: %w", err)
-		}
-		if l.fallback == nil {
-			l.fallback = chain
 		}
 	}
 	return l, l.validate()
@@ -252,11 +241,7 @@ func (g *Gateway) newNetworkFilters(list []*listenerv3.Filter, previous *filterC
 func (c *filterChain) setFilterState(m *setfilterstatev3.Config) error {
 	for _, v := range m.GetOnNewConnection() {
 		format := v.GetFormatString().GetTextFormatSource().GetInlineString()
-		if format == "" {
-			format = v.GetFormatString().GetTextFormat() //nolint:staticcheck // old, but emitted by some
-		}
-		if v.GetFactoryKey() != "envoy.network.ip" && v.GetObjectKey() != "envoy.network.ip" ||
-			format != "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%" {
+		if v.GetFactoryKey() != "envoy.network.ip" || format != "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%" {
 			return fmt.Errorf("on_new_connection %q: only the remote address as envoy.network.ip is supported", v.GetObjectKey())
 		}
 		c.stateKeys = append(c.stateKeys, v.GetObjectKey())
@@ -302,32 +287,15 @@ func (g *Gateway) setConnectionManager(c *filterChain, m *hcmv3.HttpConnectionMa
 	if c.filters, c.router, err = g.newHTTPFilters(m.GetHttpFilters(), previous); err != nil {
 		return err
 	}
-	return g.setRoutes(c, m)
+	return c.setRoutes(m)
 }
 
-func (g *Gateway) setRoutes(c *filterChain, m *hcmv3.HttpConnectionManager) error {
-	switch r := m.GetRouteSpecifier().(type) {
-	case *hcmv3.HttpConnectionManager_Rds:
-		if r.Rds.GetConfigSource().GetAds() == nil {
-			return errors.New("rds: only ads is supported as config_source")
-		}
-		c.routeConfigName = r.Rds.GetRouteConfigName()
-		return nil
-	case *hcmv3.HttpConnectionManager_RouteConfig:
-		rc, err := g.newRouteConfig(r.RouteConfig)
-		if err != nil {
-			return fmt.Errorf("route_config: %w", err)
-		}
-		txn := newDomains().txn()
-		for _, v := range rc.inline {
-			if err := txn.add(v); err != nil {
-				return fmt.Errorf("route_config: %w", err)
-			}
-		}
-		c.inlineRoutes, c.inlineDomains = rc, txn.commit()
-		return nil
+func (c *filterChain) setRoutes(m *hcmv3.HttpConnectionManager) error {
+	if m.GetRds().GetConfigSource().GetAds() == nil {
+		return errors.New("only rds by ads is supported")
 	}
-	return errors.New("it has neither rds nor route_config")
+	c.routeConfigName = m.GetRds().GetRouteConfigName()
+	return nil
 }
 
 // configFor returns the TLS configuration of a chain by the secrets of a table.

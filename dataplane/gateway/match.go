@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net/netip"
 	"regexp"
-	"strconv"
 	"strings"
 
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
@@ -79,26 +78,6 @@ func newHeaderMatch(m *routev3.HeaderMatcher) (headerMatch, error) {
 		h.present, h.absent = s.PresentMatch, !s.PresentMatch
 	case *routev3.HeaderMatcher_StringMatch:
 		h.match, err = newStringMatch(s.StringMatch)
-	case *routev3.HeaderMatcher_ExactMatch:
-		h.match = func(v string) bool { return v == s.ExactMatch }
-	case *routev3.HeaderMatcher_PrefixMatch:
-		h.match = func(v string) bool { return strings.HasPrefix(v, s.PrefixMatch) }
-	case *routev3.HeaderMatcher_SuffixMatch:
-		h.match = func(v string) bool { return strings.HasSuffix(v, s.SuffixMatch) }
-	case *routev3.HeaderMatcher_ContainsMatch:
-		h.match = func(v string) bool { return strings.Contains(v, s.ContainsMatch) }
-	case *routev3.HeaderMatcher_SafeRegexMatch:
-		re, rerr := newRegex(s.SafeRegexMatch)
-		if rerr != nil {
-			return h, fmt.Errorf("header %q: %w", m.GetName(), rerr)
-		}
-		h.match = re.MatchString
-	case *routev3.HeaderMatcher_RangeMatch:
-		lo, hi := s.RangeMatch.GetStart(), s.RangeMatch.GetEnd()
-		h.match = func(v string) bool {
-			n, err := strconv.ParseInt(v, 10, 64)
-			return err == nil && n >= lo && n < hi
-		}
 	default:
 		err = fmt.Errorf("matcher %T is not supported", s)
 	}

@@ -62,17 +62,11 @@ func (m *mutation) apply(x *exchange, h, resp http.Header) {
 
 func newAppend(o *corev3.HeaderValueOption) (mutation, error) {
 	m := mutation{action: o.GetAppendAction(), keepEmpty: o.GetKeepEmptyValue()}
-	if o.GetAppend() != nil && !o.GetAppend().GetValue() {
-		m.action = corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD
-	}
 	key := o.GetHeader().GetKey()
 	if err := mutable(key); err != nil {
 		return m, err
 	}
 	text := o.GetHeader().GetValue()
-	if raw := o.GetHeader().GetRawValue(); len(raw) > 0 {
-		text = string(raw)
-	}
 	var err error
 	m.name = headerName(key)
 	if m.value, err = newFormat(text); err != nil {

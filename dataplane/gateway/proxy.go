@@ -36,15 +36,15 @@ func (u *clusterUse) release() {
 
 // Why a try got no answer.
 var (
-	failedConnect  = errors.New("remote connection failure")
-	failedTimeout  = errors.New("connection timeout")
-	failedReset    = errors.New("connection termination")
-	failedRefused  = errors.New("remote refused stream reset")
-	failedProtocol = errors.New("protocol error")
-	failedTry      = errors.New("per try timeout")
-	failedClient   = errors.New("the client is gone")
-	failedOverall  = errors.New("request timeout")
-	failedIdle     = errors.New("stream timeout")
+	errConnect  = errors.New("remote connection failure")
+	errTimeout  = errors.New("connection timeout")
+	errReset    = errors.New("connection termination")
+	errRefused  = errors.New("remote refused stream reset")
+	errProtocol = errors.New("protocol error")
+	errTry      = errors.New("per try timeout")
+	errClient   = errors.New("the client is gone")
+	errOverall  = errors.New("request timeout")
+	errIdle     = errors.New("stream timeout")
 )
 
 // outcome is the result of one try.
@@ -58,9 +58,8 @@ type outcome struct {
 
 // forward sends the request to the route's cluster and the answer back.
 func (x *exchange) forward() {
-	f := x.route.forward
 	if x.cluster.cluster == nil {
-		x.answer(&reply{status: f.notFound})
+		x.answer(&reply{status: http.StatusServiceUnavailable})
 		return
 	}
 	if limit := x.cluster.cfg.maxRequests; limit > 0 && x.cluster.inFlight.Add(1) > limit {
@@ -106,10 +105,10 @@ func (x *exchange) startTimers(cancel context.CancelCauseFunc) {
 	}
 	if idle > 0 {
 		x.idle = idle
-		x.idleTimer = time.AfterFunc(idle, func() { cancel(failedIdle) })
+		x.idleTimer = time.AfterFunc(idle, func() { cancel(errIdle) })
 	}
 	if f.timeout > 0 && x.upgrade == "" {
-		x.overall = time.AfterFunc(f.timeout, func() { cancel(failedOverall) })
+		x.overall = time.AfterFunc(f.timeout, func() { cancel(errOverall) })
 	}
 }
 
@@ -140,16 +139,8 @@ func (x *exchange) finalizeRequest() {
 	x.routeConfig.onRequest.apply(x, h, nil)
 	f := x.route.forward
 	host := x.host
-	switch {
-	case f.hostLiteral != "":
+	if f.hostLiteral != "" {
 		x.host = f.hostLiteral
-	case f.hostHeader != "":
-		if v, ok := x.headerValue(f.hostHeader); ok && v != "" {
-			x.host = v
-		}
-	}
-	if f.appendHost && (x.host != host || f.autoHost) {
-		h["X-Forwarded-Host"] = append(h["X-Forwarded-Host"], host)
 	}
 	path := x.fullPath()
 	x.route.rewritePath(x)
@@ -273,8 +264,8 @@ func (x *exchange) observe(o *outcome) {
 	switch {
 	case o.failure == nil:
 		x.cluster.observe(o.host, o.resp.StatusCode)
-	case errors.Is(o.failure, failedClient), errors.Is(o.failure, failedIdle):
-	case errors.Is(o.failure, failedOverall), errors.Is(o.failure, failedTry):
+	case errors.Is(o.failure, errClient), errors.Is(o.failure, errIdle):
+	case errors.Is(o.failure, errOverall), errors.Is(o.failure, errTry):
 		x.cluster.observeFailure(o.host, http.StatusGatewayTimeout)
 	default:
 		x.cluster.observeFailure(o.host, http.StatusServiceUnavailable)
@@ -287,12 +278,12 @@ func (x *exchange) try(h *host, policy *retryPolicy) *outcome {
 	o := &outcome{host: h, cancel: func() { cancel(nil) }}
 	h.requests.Add(1)
 	if policy != nil && policy.perTry > 0 {
-		t := time.AfterFunc(policy.perTry, func() { cancel(failedTry) })
+		t := time.AfterFunc(policy.perTry, func() { cancel(errTry) })
 		defer t.Stop()
 	}
 	req, err := x.outgoing(ctx, h)
 	if err != nil {
-		o.failure = failedReset
+		o.failure = errReset
 		return o
 	}
 	resp, err := x.cluster.transport.roundTrip(req)
@@ -363,51 +354,51 @@ func poolName(address, serverName string) string {
 // classify finds out why a try got no answer.
 func (x *exchange) classify(ctx context.Context, err error) (failure error, sent bool) {
 	if ctx.Err() != nil {
-		if errors.Is(context.Cause(ctx), failedTry) {
-			return failedTry, true
+		if errors.Is(context.Cause(ctx), errTry) {
+			return errTry, true
 		}
 		return x.whyCanceled(), true
 	}
 	var de *dialError
 	if errors.As(err, &de) {
 		if de.timeout {
-			return failedTimeout, false
+			return errTimeout, false
 		}
-		return failedConnect, false
+		return errConnect, false
 	}
 	text := err.Error()
 	switch {
 	case strings.Contains(text, "REFUSED_STREAM"):
-		return failedRefused, false
+		return errRefused, false
 	case strings.Contains(text, "malformed"), strings.Contains(text, "PROTOCOL_ERROR"):
-		return failedProtocol, true
+		return errProtocol, true
 	}
-	return failedReset, true
+	return errReset, true
 }
 
 // whyCanceled returns why the exchange's own context has ended.
 func (x *exchange) whyCanceled() error {
 	switch cause := context.Cause(x.ctx); {
-	case errors.Is(cause, failedIdle), errors.Is(cause, failedOverall):
+	case errors.Is(cause, errIdle), errors.Is(cause, errOverall):
 		return cause
 	}
-	return failedClient
+	return errClient
 }
 
 // answerFailure answers in the place of an upstream that did not.
 func (x *exchange) answerFailure(failure error, retried int) {
 	switch {
-	case errors.Is(failure, failedClient):
-		panic(http.ErrAbortHandler) // nobody is there to hear
-	case errors.Is(failure, failedOverall), errors.Is(failure, failedTry):
+	case errors.Is(failure, errClient):
+		panic(http.ErrAbortHandler) // vet:allow net/http's way to end an exchange; nobody is there to hear
+	case errors.Is(failure, errOverall), errors.Is(failure, errTry):
 		x.answer(&reply{status: http.StatusGatewayTimeout, body: "upstream request timeout"})
-	case errors.Is(failure, failedIdle):
+	case errors.Is(failure, errIdle):
 		status := http.StatusGatewayTimeout
 		if !x.body.complete() {
 			status = http.StatusRequestTimeout
 		}
 		x.answer(&reply{status: status, body: "stream timeout"})
-	case errors.Is(failure, failedProtocol):
+	case errors.Is(failure, errProtocol):
 		x.answer(&reply{status: http.StatusBadGateway, body: resetText(failure.Error(), retried)})
 	default:
 		x.answer(&reply{status: http.StatusServiceUnavailable, body: resetText(failure.Error(), retried)})

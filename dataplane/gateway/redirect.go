@@ -11,19 +11,18 @@ import (
 
 // redirect is a compiled RedirectAction.
 type redirect struct {
-	status        int
-	scheme, host  string
-	port          uint32
-	path          string
-	hasPath       bool
-	prefixRewrite string
-	stripQuery    bool
+	status       int
+	scheme, host string
+	port         uint32
+	path         string
+	hasPath      bool
+	stripQuery   bool
 }
 
-func newRedirect(m *routev3.RedirectAction) (*redirect, error) {
+func newRedirect(m *routev3.RedirectAction) *redirect {
 	r := &redirect{
 		host: m.GetHostRedirect(), port: m.GetPortRedirect(), path: m.GetPathRedirect(),
-		prefixRewrite: m.GetPrefixRewrite(), stripQuery: m.GetStripQuery(), scheme: m.GetSchemeRedirect(),
+		stripQuery: m.GetStripQuery(),
 	}
 	_, r.hasPath = m.GetPathRewriteSpecifier().(*routev3.RedirectAction_PathRedirect)
 	if m.GetHttpsRedirect() {
@@ -41,7 +40,7 @@ func newRedirect(m *routev3.RedirectAction) (*redirect, error) {
 	default:
 		r.status = http.StatusMovedPermanently
 	}
-	return r, nil
+	return r
 }
 
 // reply returns the redirection of a request.
@@ -58,9 +57,6 @@ func (r *redirect) reply(x *exchange) *reply {
 		}
 	case r.stripQuery:
 		path = x.path
-	}
-	if r.prefixRewrite != "" && x.route.match.kind != pathRegex {
-		path = r.prefixRewrite + path[min(len(path), len(x.route.match.path)):]
 	}
 	return &reply{status: r.status, header: http.Header{"Location": {scheme + "://" + host + path}}}
 }

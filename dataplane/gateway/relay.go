@@ -65,7 +65,7 @@ func (x *exchange) relay(resp *http.Response) {
 	}
 	if err := x.copyBody(resp); err != nil {
 		// The client has to see that the answer is not whole.
-		panic(http.ErrAbortHandler)
+		panic(http.ErrAbortHandler) // vet:allow net/http's way to cut an answer off
 	}
 	x.sendTrailers(resp)
 }
@@ -122,7 +122,7 @@ func (x *exchange) sendTrailers(resp *http.Response) {
 func (x *exchange) switchProtocols(resp *http.Response) {
 	upstream, ok := resp.Body.(io.ReadWriteCloser)
 	if !ok {
-		x.answerFailure(failedProtocol, 0)
+		x.answerFailure(errProtocol, 0)
 		return
 	}
 	upgrade := resp.Header.Get("Upgrade")
@@ -137,7 +137,7 @@ func (x *exchange) switchProtocols(resp *http.Response) {
 	h["Connection"], h["Upgrade"] = []string{"upgrade"}, []string{upgrade}
 	client, rw, err := http.NewResponseController(x.w).Hijack()
 	if err != nil {
-		x.answerFailure(failedProtocol, 0)
+		x.answerFailure(errProtocol, 0)
 		return
 	}
 	defer client.Close()

@@ -1,8 +1,10 @@
 package gateway
 
 import (
+	"fmt"
 	"net/http"
 	"strconv"
+	"strings"
 )
 
 // reply is an answer of the gateway's own. It is shared and must not be modified.
@@ -16,6 +18,9 @@ type reply struct {
 // answer sends an answer of the gateway's own, with the headers that Envoy gives
 // it: the route's and the filters' changes apply to it too.
 func (x *exchange) answer(r *reply) {
+	if isGRPC(x.in.Header.Get("Content-Type")) {
+		r = r.forGRPC()
+	}
 	h := x.w.Header()
 	for name, values := range r.header {
 		h[name] = values
@@ -27,7 +32,9 @@ func (x *exchange) answer(r *reply) {
 			h["Content-Type"] = []string{"text/plain"}
 		}
 	} else {
-		h["Content-Type"] = nil // none, rather than what net/http would guess
+		if _, ok := h["Content-Type"]; !ok {
+			h["Content-Type"] = nil // none, rather than what net/http would guess
+		}
 	}
 	if r.status >= 200 && r.status != http.StatusNoContent && r.status != http.StatusNotModified {
 		h["Content-Length"] = []string{strconv.Itoa(len(r.body))}
@@ -61,4 +68,54 @@ func (x *exchange) filterResponse(h http.Header) {
 	for i := len(x.active) - 1; i >= 0; i-- {
 		x.active[i].response(x, h)
 	}
+}
+
+func isGRPC(contentType string) bool {
+	const grpc = "application/grpc"
+	return strings.HasPrefix(contentType, grpc) && (len(contentType) == len(grpc) || contentType[len(grpc)] == '+')
+}
+
+// forGRPC returns the answer as gRPC tells it: a status in the headers of an answer
+// without a body.
+func (r *reply) forGRPC() *reply {
+	h := r.header.Clone()
+	if h == nil {
+		h = http.Header{}
+	}
+	h["Content-Type"] = []string{"application/grpc"}
+	h["Grpc-Status"] = []string{strconv.Itoa(grpcStatus(r.status))}
+	if r.body != "" {
+		h["Grpc-Message"] = []string{grpcMessage(r.body)}
+	}
+	return &reply{status: http.StatusOK, header: h, closing: r.closing}
+}
+
+// grpcStatus is the mapping of HTTP to gRPC statuses that gRPC itself has.
+func grpcStatus(status int) int {
+	switch status {
+	case http.StatusBadRequest:
+		return 13 // INTERNAL
+	case http.StatusUnauthorized:
+		return 16 // UNAUTHENTICATED
+	case http.StatusForbidden:
+		return 7 // PERMISSION_DENIED
+	case http.StatusNotFound:
+		return 12 // UNIMPLEMENTED
+	case http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+		return 14 // UNAVAILABLE
+	}
+	return 2 // UNKNOWN
+}
+
+// grpcMessage encodes what may not stand in a grpc-message.
+func grpcMessage(s string) string {
+	var b strings.Builder
+	for i := range len(s) {
+		if c := s[i]; c >= ' ' && c <= '~' && c != '%' {
+			b.WriteByte(c)
+		} else {
+			fmt.Fprintf(&b, "%%%02X", c)
+		}
+	}
+	return b.String()
 }

@@ -84,13 +84,13 @@ func (p *retryPolicy) wants(o *outcome) bool {
 	switch {
 	case p == nil:
 		return false
-	case o.failure == failedConnect:
+	case o.failure == errConnect:
 		return p.on["connect-failure"] || p.on["5xx"] || p.on["gateway-error"] || p.on["reset"] || p.on["reset-before-request"]
-	case o.failure == failedRefused:
+	case o.failure == errRefused:
 		return p.on["refused-stream"] || p.on["5xx"] || p.on["reset"] || p.on["reset-before-request"]
-	case o.failure == failedReset:
+	case o.failure == errReset:
 		return p.on["reset"] || p.on["5xx"] || p.on["gateway-error"] || p.on["reset-before-request"] && !o.sent
-	case o.failure == failedTry:
+	case o.failure == errTry:
 		return p.on["5xx"] || p.on["gateway-error"] || p.on["reset"]
 	case o.failure != nil:
 		return false

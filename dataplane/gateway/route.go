@@ -17,11 +17,10 @@ type route struct {
 	name  string
 	match routeMatch
 
-	perFilter          map[string]perFilter
-	onRequest          mutations
-	onResponse         mutations
-	rateLimits         []rateLimit
-	includeVhostLimits bool
+	perFilter  map[string]perFilter
+	onRequest  mutations
+	onResponse mutations
+	rateLimits []rateLimit
 
 	// Exactly one of these.
 	forward  *forward
@@ -55,15 +54,12 @@ type forward struct {
 	cluster  string
 	weighted []weightedCluster
 	total    uint32
-	notFound int // the answer when the cluster is unknown
 
 	prefixRewrite string
 	regexRewrite  *regexRewrite
 
 	hostLiteral string
-	hostHeader  string
 	autoHost    bool
-	appendHost  bool // x-forwarded-host
 
 	timeout     time.Duration // 0 is none
 	idleTimeout time.Duration // of the route; 0 is none
@@ -87,7 +83,7 @@ type regexRewrite struct {
 // The timeout of a route that says none, as in Envoy.
 const defaultRouteTimeout = 15 * time.Second
 
-func (g *Gateway) newRoute(m *routev3.Route, vhostRetry *routev3.RetryPolicy) (*route, error) {
+func (g *Gateway) newRoute(m *routev3.Route) (*route, error) {
 	r := &route{name: m.GetName()}
 	var err error
 	if r.match, err = newRouteMatch(m.GetMatch()); err != nil {
@@ -104,15 +100,14 @@ func (g *Gateway) newRoute(m *routev3.Route, vhostRetry *routev3.RetryPolicy) (*
 	}
 	switch a := m.GetAction().(type) {
 	case *routev3.Route_Route:
-		if r.forward, err = newForward(a.Route, vhostRetry); err != nil {
+		if r.forward, err = newForward(a.Route); err != nil {
 			return nil, fmt.Errorf("route: %w", err)
 		}
-		r.includeVhostLimits = a.Route.GetIncludeVhRateLimits().GetValue()
 		r.rateLimits, err = newRateLimits(a.Route.GetRateLimits())
 	case *routev3.Route_DirectResponse:
 		r.direct = &reply{status: int(a.DirectResponse.GetStatus()), body: dataOf(a.DirectResponse.GetBody())}
 	case *routev3.Route_Redirect:
-		r.redirect, err = newRedirect(a.Redirect)
+		r.redirect = newRedirect(a.Redirect)
 	default:
 		err = errors.New("it has no action")
 	}
@@ -199,20 +194,11 @@ func (m *routeMatch) matchesRest(x *exchange) bool {
 	return true
 }
 
-func newForward(m *routev3.RouteAction, vhostRetry *routev3.RetryPolicy) (*forward, error) {
+func newForward(m *routev3.RouteAction) (*forward, error) {
 	f := &forward{
-		cluster: m.GetCluster(), prefixRewrite: m.GetPrefixRewrite(), notFound: 503,
+		cluster: m.GetCluster(), prefixRewrite: m.GetPrefixRewrite(),
 		hostLiteral: m.GetHostRewriteLiteral(), autoHost: m.GetAutoHostRewrite().GetValue(),
-		appendHost: m.GetAppendXForwardedHost(), timeout: defaultRouteTimeout,
-	}
-	if m.GetHostRewriteHeader() != "" {
-		f.hostHeader = headerName(m.GetHostRewriteHeader())
-	}
-	switch m.GetClusterNotFoundResponseCode() {
-	case routev3.RouteAction_NOT_FOUND:
-		f.notFound = 404
-	case routev3.RouteAction_INTERNAL_SERVER_ERROR:
-		f.notFound = 500
+		timeout: defaultRouteTimeout,
 	}
 	if m.GetTimeout() != nil {
 		f.timeout = m.GetTimeout().AsDuration()
@@ -230,11 +216,7 @@ func newForward(m *routev3.RouteAction, vhostRetry *routev3.RetryPolicy) (*forwa
 	if f.cluster == "" && f.weighted == nil {
 		return nil, errors.New("it names no cluster")
 	}
-	retry := m.GetRetryPolicy()
-	if retry == nil {
-		retry = vhostRetry
-	}
-	if f.retry, err = newRetryPolicy(retry); err != nil {
+	if f.retry, err = newRetryPolicy(m.GetRetryPolicy()); err != nil {
 		return nil, fmt.Errorf("retry_policy: %w", err)
 	}
 	if f.hash, err = newHashPolicies(m.GetHashPolicy()); err != nil {

@@ -66,14 +66,11 @@ func newCertificate(m *tlsv3.TlsCertificate) (*tls.Certificate, error) {
 
 func newValidation(m *tlsv3.CertificateValidationContext) (*validation, error) {
 	v := &validation{maxDepth: -1}
-	if m.GetTrustChainVerification() != tlsv3.CertificateValidationContext_VERIFY_TRUST_CHAIN {
-		return nil, fmt.Errorf("trust_chain_verification %s is not supported", m.GetTrustChainVerification())
-	}
 	if m.GetMaxVerifyDepth() != nil {
 		v.maxDepth = int(m.GetMaxVerifyDepth().GetValue())
 	}
 	switch {
-	case m.GetTrustedCa().GetFilename() == systemRootsFile, m.GetSystemRootCerts() != nil:
+	case m.GetTrustedCa().GetFilename() == systemRootsFile:
 		roots, err := x509.SystemCertPool()
 		if err != nil {
 			return nil, fmt.Errorf("the system's roots: %w", err)
@@ -199,9 +196,6 @@ func newTLSNeeds(m *tlsv3.CommonTlsContext) (*tlsNeeds, error) {
 		n.validation, err = newValidation(v.ValidationContext)
 	case *tlsv3.CommonTlsContext_ValidationContextSdsSecretConfig:
 		n.validationSecret = v.ValidationContextSdsSecretConfig.GetName()
-	case *tlsv3.CommonTlsContext_CombinedValidationContext:
-		n.validation, err = newValidation(v.CombinedValidationContext.GetDefaultValidationContext())
-		n.validationSecret = v.CombinedValidationContext.GetValidationContextSdsSecretConfig().GetName()
 	default:
 		err = fmt.Errorf("validation context %T is not supported", v)
 	}
@@ -250,12 +244,7 @@ func (n *tlsNeeds) validationIn(t *table) (*validation, error) {
 	if !ok || s.validation == nil {
 		return nil, fmt.Errorf("secret %q: there is no such validation context", n.validationSecret)
 	}
-	if n.validation == nil {
-		return s.validation, nil
-	}
-	merged := *s.validation
-	merged.sans = append(append([]sanMatch(nil), n.validation.sans...), s.validation.sans...)
-	return &merged, nil
+	return s.validation, nil
 }
 
 // serverNameOf returns a host in the form of an SNI: empty for an IP address.

@@ -156,12 +156,9 @@ func (s *listenerServer) routeIn(x *exchange) *reply {
 	x.identify()
 	x.chain.early.apply(x, x.in.Header, nil)
 
-	x.routeConfig, x.vhost, x.route, x.cluster = x.chain.inlineRoutes, nil, nil, clusterUse{}
-	found := x.chain.inlineDomains
-	if x.routeConfig == nil {
-		x.routeConfig = x.table.routeConfigs[x.chain.routeConfigName]
-		found = x.table.domains[x.chain.routeConfigName]
-	}
+	x.vhost, x.route, x.cluster = nil, nil, clusterUse{}
+	x.routeConfig = x.table.routeConfigs[x.chain.routeConfigName]
+	found := x.table.domains[x.chain.routeConfigName]
 	if x.routeConfig == nil || found == nil {
 		return &reply{status: http.StatusNotFound}
 	}

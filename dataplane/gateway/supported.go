@@ -14,45 +14,37 @@ import (
 // that is not listed, and a field that is not, is refused by name. Messages of
 // google.protobuf are leaves.
 const supportedFields = `
-envoy.config.cluster.v3.Cluster: name type eds_cluster_config connect_timeout lb_policy load_assignment health_checks typed_extension_protocol_options dns_refresh_rate dns_lookup_family respect_dns_ttl outlier_detection ring_hash_lb_config least_request_lb_config round_robin_lb_config common_lb_config transport_socket ignore_health_on_host_removal circuit_breakers per_connection_buffer_limit_bytes alt_stat_name upstream_connection_options max_requests_per_connection http2_protocol_options
-envoy.config.cluster.v3.UpstreamConnectionOptions: tcp_keepalive
-envoy.config.core.v3.TcpKeepalive: keepalive_probes keepalive_time keepalive_interval
+envoy.config.cluster.v3.Cluster: name type eds_cluster_config connect_timeout lb_policy load_assignment health_checks typed_extension_protocol_options dns_lookup_family outlier_detection ring_hash_lb_config least_request_lb_config common_lb_config transport_socket ignore_health_on_host_removal circuit_breakers
 envoy.config.cluster.v3.Cluster.EdsClusterConfig: eds_config service_name
-envoy.config.cluster.v3.Cluster.CommonLbConfig: healthy_panic_threshold locality_weighted_lb_config zone_aware_lb_config
-envoy.config.cluster.v3.Cluster.CommonLbConfig.ZoneAwareLbConfig: routing_enabled
+envoy.config.cluster.v3.Cluster.CommonLbConfig: healthy_panic_threshold
 envoy.config.cluster.v3.Cluster.RingHashLbConfig: minimum_ring_size maximum_ring_size hash_function
 envoy.config.cluster.v3.Cluster.LeastRequestLbConfig: choice_count active_request_bias
-envoy.config.cluster.v3.Cluster.RoundRobinLbConfig:
 envoy.config.cluster.v3.OutlierDetection: consecutive_5xx consecutive_gateway_failure consecutive_local_origin_failure interval base_ejection_time max_ejection_time max_ejection_percent max_ejection_time_jitter enforcing_consecutive_5xx enforcing_consecutive_gateway_failure enforcing_consecutive_local_origin_failure enforcing_success_rate enforcing_local_origin_success_rate enforcing_failure_percentage split_external_local_origin_errors always_eject_one_host successful_active_health_check_uneject_host
 envoy.config.cluster.v3.CircuitBreakers: thresholds
 envoy.config.cluster.v3.CircuitBreakers.Thresholds: priority max_connections max_pending_requests max_requests max_retries
-envoy.config.core.v3.HealthCheck: name timeout interval initial_jitter interval_jitter interval_jitter_percent unhealthy_threshold healthy_threshold alt_port reuse_connection http_health_check tcp_health_check no_traffic_interval no_traffic_healthy_interval unhealthy_interval unhealthy_edge_interval healthy_edge_interval tls_options
-envoy.config.core.v3.HealthCheck.TlsOptions: alpn_protocols
+envoy.config.core.v3.HealthCheck: timeout interval unhealthy_threshold healthy_threshold http_health_check tcp_health_check no_traffic_interval no_traffic_healthy_interval unhealthy_interval
 envoy.config.core.v3.HealthCheck.HttpHealthCheck: host path request_headers_to_add expected_statuses retriable_statuses method codec_client_type
-envoy.config.core.v3.HealthCheck.TcpHealthCheck: send receive
-envoy.config.core.v3.HealthCheck.Payload: text binary
+envoy.config.core.v3.HealthCheck.TcpHealthCheck:
 envoy.type.v3.Int64Range: start end
 envoy.type.v3.Percent: value
 envoy.config.endpoint.v3.ClusterLoadAssignment: cluster_name endpoints policy
 envoy.config.endpoint.v3.ClusterLoadAssignment.Policy: overprovisioning_factor
 envoy.config.endpoint.v3.LocalityLbEndpoints: locality lb_endpoints load_balancing_weight priority
 envoy.config.core.v3.Locality: region zone sub_zone
-envoy.config.endpoint.v3.LbEndpoint: endpoint health_status load_balancing_weight metadata
-envoy.config.core.v3.Metadata: filter_metadata
+envoy.config.endpoint.v3.LbEndpoint: endpoint health_status load_balancing_weight
 envoy.config.endpoint.v3.Endpoint: address hostname health_check_config
-envoy.config.endpoint.v3.Endpoint.HealthCheckConfig: port_value hostname
+envoy.config.endpoint.v3.Endpoint.HealthCheckConfig: port_value
 envoy.config.core.v3.Address: socket_address
 envoy.config.core.v3.SocketAddress: protocol address port_value
-envoy.config.core.v3.ConfigSource: ads self resource_api_version initial_fetch_timeout
+envoy.config.core.v3.ConfigSource: ads resource_api_version
 envoy.config.core.v3.AggregatedConfigSource:
-envoy.config.core.v3.SelfConfigSource: transport_api_version
 envoy.config.core.v3.TransportSocket: name typed_config
 envoy.config.core.v3.DataSource: inline_string inline_bytes filename
 envoy.config.core.v3.TypedExtensionConfig: name typed_config
-envoy.config.core.v3.ExtensionConfigSource: config_source type_urls default_config
-envoy.config.core.v3.HeaderValueOption: header append_action append keep_empty_value
-envoy.config.core.v3.HeaderValue: key value raw_value
-envoy.config.core.v3.RuntimeFractionalPercent: default_value runtime_key
+envoy.config.core.v3.ExtensionConfigSource: config_source type_urls
+envoy.config.core.v3.HeaderValueOption: header append_action keep_empty_value
+envoy.config.core.v3.HeaderValue: key value
+envoy.config.core.v3.RuntimeFractionalPercent: default_value
 envoy.type.v3.FractionalPercent: numerator denominator
 envoy.type.v3.TokenBucket: max_tokens tokens_per_fill fill_interval
 envoy.type.v3.HttpStatus: code
@@ -64,31 +56,28 @@ envoy.config.common.matcher.v3.MatchPredicate: http_response_headers_match
 envoy.config.common.matcher.v3.HttpHeadersMatch: headers
 envoy.extensions.upstreams.http.v3.HttpProtocolOptions.ExplicitHttpConfig: http_protocol_options http2_protocol_options
 envoy.config.core.v3.Http1ProtocolOptions:
-envoy.config.core.v3.Http2ProtocolOptions: max_concurrent_streams connection_keepalive
-envoy.config.core.v3.KeepaliveSettings: interval timeout
+envoy.config.core.v3.Http2ProtocolOptions:
 envoy.config.core.v3.HttpProtocolOptions: idle_timeout max_requests_per_connection
 envoy.config.core.v3.UpstreamHttpProtocolOptions: auto_sni auto_san_validation
-envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext: common_tls_context sni auto_host_sni auto_sni_san_validation allow_renegotiation
+envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext: common_tls_context sni auto_host_sni
 envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext: common_tls_context require_client_certificate
-envoy.extensions.transport_sockets.tls.v3.CommonTlsContext: tls_params tls_certificates tls_certificate_sds_secret_configs validation_context validation_context_sds_secret_config combined_validation_context alpn_protocols
-envoy.extensions.transport_sockets.tls.v3.CommonTlsContext.CombinedCertificateValidationContext: default_validation_context validation_context_sds_secret_config
+envoy.extensions.transport_sockets.tls.v3.CommonTlsContext: tls_params tls_certificates tls_certificate_sds_secret_configs validation_context validation_context_sds_secret_config alpn_protocols
 envoy.extensions.transport_sockets.tls.v3.TlsParameters: tls_minimum_protocol_version tls_maximum_protocol_version
 envoy.extensions.transport_sockets.tls.v3.TlsCertificate: certificate_chain private_key
 envoy.extensions.transport_sockets.tls.v3.SdsSecretConfig: name sds_config
-envoy.extensions.transport_sockets.tls.v3.CertificateValidationContext: trusted_ca system_root_certs match_typed_subject_alt_names trust_chain_verification max_verify_depth
-envoy.extensions.transport_sockets.tls.v3.CertificateValidationContext.SystemRootCerts:
+envoy.extensions.transport_sockets.tls.v3.CertificateValidationContext: trusted_ca match_typed_subject_alt_names max_verify_depth
 envoy.extensions.transport_sockets.tls.v3.SubjectAltNameMatcher: san_type matcher
 envoy.extensions.transport_sockets.tls.v3.Secret: name tls_certificate validation_context
-envoy.config.listener.v3.Listener: name address filter_chains default_filter_chain listener_filters per_connection_buffer_limit_bytes stat_prefix enable_reuse_port traffic_direction listener_filters_timeout
+envoy.config.listener.v3.Listener: name address filter_chains listener_filters
 envoy.config.listener.v3.ListenerFilter: name typed_config
 envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector:
 envoy.config.listener.v3.FilterChain: name filter_chain_match filters transport_socket
 envoy.config.listener.v3.FilterChainMatch: server_names transport_protocol
 envoy.config.listener.v3.Filter: name typed_config
 envoy.extensions.filters.network.set_filter_state.v3.Config: on_new_connection
-envoy.extensions.filters.common.set_filter_state.v3.FilterStateValue: object_key factory_key format_string read_only
-envoy.config.core.v3.SubstitutionFormatString: text_format_source text_format omit_empty_values
-envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager: stat_prefix codec_type rds route_config http_filters server_header_transformation strip_any_host_port normalize_path merge_slashes path_with_escaped_slashes_action use_remote_address early_header_mutation_extensions upgrade_configs generate_request_id stream_idle_timeout common_http_protocol_options
+envoy.extensions.filters.common.set_filter_state.v3.FilterStateValue: object_key factory_key format_string
+envoy.config.core.v3.SubstitutionFormatString: text_format_source
+envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager: stat_prefix rds http_filters server_header_transformation strip_any_host_port normalize_path merge_slashes path_with_escaped_slashes_action use_remote_address early_header_mutation_extensions upgrade_configs generate_request_id stream_idle_timeout
 envoy.extensions.filters.network.http_connection_manager.v3.Rds: config_source route_config_name
 envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter: name typed_config config_discovery disabled
 envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.UpgradeConfig: upgrade_type enabled
@@ -100,63 +89,56 @@ envoy.extensions.filters.http.rbac.v3.RBAC: rules
 envoy.extensions.filters.http.rbac.v3.RBACPerRoute: rbac
 envoy.config.rbac.v3.RBAC: action policies
 envoy.config.rbac.v3.Policy: permissions principals
-envoy.config.rbac.v3.Permission: any and_rules or_rules not_rule header url_path
-envoy.config.rbac.v3.Permission.Set: rules
-envoy.config.rbac.v3.Principal: any and_ids or_ids not_id remote_ip direct_remote_ip source_ip header url_path
+envoy.config.rbac.v3.Permission: any
+envoy.config.rbac.v3.Principal: any and_ids or_ids not_id remote_ip direct_remote_ip
 envoy.config.rbac.v3.Principal.Set: ids
-envoy.type.matcher.v3.PathMatcher: path
 envoy.extensions.filters.http.api_key_auth.v3.ApiKeyAuth: credentials key_sources forwarding
 envoy.extensions.filters.http.api_key_auth.v3.ApiKeyAuthPerRoute: credentials key_sources allowed_clients forwarding
 envoy.extensions.filters.http.api_key_auth.v3.Credential: key client
 envoy.extensions.filters.http.api_key_auth.v3.KeySource: header query cookie
 envoy.extensions.filters.http.api_key_auth.v3.Forwarding: header hide_credentials
-envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit: stat_prefix status token_bucket filter_enabled filter_enforced descriptors enable_x_ratelimit_headers rate_limits max_dynamic_descriptors always_consume_default_token_bucket vh_rate_limits
+envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit: stat_prefix status token_bucket filter_enabled filter_enforced descriptors enable_x_ratelimit_headers rate_limits max_dynamic_descriptors always_consume_default_token_bucket
 envoy.extensions.common.ratelimit.v3.LocalRateLimitDescriptor: entries token_bucket
 envoy.extensions.common.ratelimit.v3.RateLimitDescriptor.Entry: key value
 envoy.config.route.v3.RateLimit: actions
-envoy.config.route.v3.RateLimit.Action: generic_key remote_address request_headers header_value_match query_parameters query_parameter_value_match masked_remote_address
+envoy.config.route.v3.RateLimit.Action: generic_key remote_address request_headers header_value_match
 envoy.config.route.v3.RateLimit.Action.GenericKey: descriptor_key descriptor_value
 envoy.config.route.v3.RateLimit.Action.RemoteAddress:
-envoy.config.route.v3.RateLimit.Action.MaskedRemoteAddress: v4_prefix_mask_len v6_prefix_mask_len
 envoy.config.route.v3.RateLimit.Action.RequestHeaders: header_name descriptor_key skip_if_absent
-envoy.config.route.v3.RateLimit.Action.QueryParameters: query_parameter_name descriptor_key skip_if_absent
 envoy.config.route.v3.RateLimit.Action.HeaderValueMatch: descriptor_key descriptor_value expect_match headers
-envoy.config.route.v3.RateLimit.Action.QueryParameterValueMatch: descriptor_key descriptor_value expect_match query_parameters
 envoy.extensions.filters.http.header_mutation.v3.HeaderMutation: mutations
 envoy.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute: mutations
 envoy.extensions.filters.http.header_mutation.v3.Mutations: request_mutations response_mutations
-envoy.extensions.filters.http.router.v3.Router: suppress_envoy_headers dynamic_stats start_child_span
-envoy.config.route.v3.RouteConfiguration: name virtual_hosts vhds vhost_header typed_per_filter_config request_headers_to_add request_headers_to_remove response_headers_to_add response_headers_to_remove validate_clusters ignore_port_in_host_matching
+envoy.extensions.filters.http.router.v3.Router: suppress_envoy_headers
+envoy.config.route.v3.RouteConfiguration: name virtual_hosts vhds vhost_header typed_per_filter_config request_headers_to_add request_headers_to_remove response_headers_to_add response_headers_to_remove
 envoy.config.route.v3.Vhds: config_source
-envoy.config.route.v3.FilterConfig: config disabled is_optional
-envoy.config.route.v3.VirtualHost: name domains routes typed_per_filter_config rate_limits request_headers_to_add request_headers_to_remove response_headers_to_add response_headers_to_remove retry_policy
-envoy.config.route.v3.Route: name match route redirect direct_response typed_per_filter_config request_headers_to_add request_headers_to_remove response_headers_to_add response_headers_to_remove stat_prefix
+envoy.config.route.v3.FilterConfig: config disabled
+envoy.config.route.v3.VirtualHost: name domains routes typed_per_filter_config request_headers_to_add request_headers_to_remove response_headers_to_add response_headers_to_remove
+envoy.config.route.v3.Route: name match route redirect direct_response typed_per_filter_config request_headers_to_add request_headers_to_remove response_headers_to_add response_headers_to_remove
 envoy.config.route.v3.RouteMatch: prefix path safe_regex path_separated_prefix case_sensitive headers query_parameters cookies filter_state
-envoy.config.route.v3.HeaderMatcher: name exact_match safe_regex_match range_match present_match prefix_match suffix_match contains_match string_match invert_match treat_missing_header_as_empty
+envoy.config.route.v3.HeaderMatcher: name present_match string_match invert_match treat_missing_header_as_empty
 envoy.config.route.v3.QueryParameterMatcher: name string_match present_match
 envoy.config.route.v3.CookieMatcher: name string_match invert_match
-envoy.type.matcher.v3.FilterStateMatcher: key string_match address_match
+envoy.type.matcher.v3.FilterStateMatcher: key address_match
 envoy.type.matcher.v3.AddressMatcher: ranges invert_match
 envoy.type.matcher.v3.StringMatcher: exact prefix suffix safe_regex contains ignore_case
-envoy.type.matcher.v3.RegexMatcher: regex google_re2
-envoy.type.matcher.v3.RegexMatcher.GoogleRE2:
+envoy.type.matcher.v3.RegexMatcher: regex
 envoy.type.matcher.v3.RegexMatchAndSubstitute: pattern substitution
-envoy.config.route.v3.RouteAction: cluster weighted_clusters cluster_not_found_response_code prefix_rewrite regex_rewrite host_rewrite_literal auto_host_rewrite host_rewrite_header append_x_forwarded_host timeout idle_timeout retry_policy rate_limits include_vh_rate_limits hash_policy upgrade_configs
+envoy.config.route.v3.RouteAction: cluster weighted_clusters prefix_rewrite regex_rewrite host_rewrite_literal auto_host_rewrite timeout idle_timeout retry_policy rate_limits hash_policy upgrade_configs
 envoy.config.route.v3.RouteAction.UpgradeConfig: upgrade_type enabled
 envoy.config.route.v3.RouteAction.HashPolicy: header cookie connection_properties query_parameter terminal
 envoy.config.route.v3.RouteAction.HashPolicy.Header: header_name regex_rewrite
-envoy.config.route.v3.RouteAction.HashPolicy.Cookie: name ttl path attributes
-envoy.config.route.v3.RouteAction.HashPolicy.CookieAttribute: name value
+envoy.config.route.v3.RouteAction.HashPolicy.Cookie: name
 envoy.config.route.v3.RouteAction.HashPolicy.ConnectionProperties: source_ip
 envoy.config.route.v3.RouteAction.HashPolicy.QueryParameter: name
-envoy.config.route.v3.WeightedCluster: clusters total_weight runtime_key_prefix
+envoy.config.route.v3.WeightedCluster: clusters
 envoy.config.route.v3.WeightedCluster.ClusterWeight: name weight request_headers_to_add request_headers_to_remove response_headers_to_add response_headers_to_remove
 envoy.config.route.v3.RetryPolicy: retry_on num_retries per_try_timeout retriable_status_codes retry_back_off retry_host_predicate host_selection_retry_max_attempts
 envoy.config.route.v3.RetryPolicy.RetryBackOff: base_interval max_interval
 envoy.config.route.v3.RetryPolicy.RetryHostPredicate: name typed_config
 envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate:
 envoy.config.route.v3.DirectResponseAction: status body
-envoy.config.route.v3.RedirectAction: https_redirect scheme_redirect host_redirect port_redirect path_redirect prefix_rewrite response_code strip_query
+envoy.config.route.v3.RedirectAction: https_redirect host_redirect port_redirect path_redirect response_code strip_query
 `
 
 // checker finds what a message holds beyond supportedFields.

@@ -27,11 +27,8 @@ func newUpstreamTLS(m *tlsv3.UpstreamTlsContext) (*upstreamTLS, error) {
 	if err != nil {
 		return nil, err
 	}
-	if m.GetAllowRenegotiation() {
-		return nil, errors.New("allow_renegotiation is not supported")
-	}
 	return &upstreamTLS{
-		needs: needs, sni: m.GetSni(), autoHost: m.GetAutoHostSni(), sniSAN: m.GetAutoSniSanValidation(),
+		needs: needs, sni: m.GetSni(), autoHost: m.GetAutoHostSni(),
 		sessions: tls.NewLRUClientSessionCache(64),
 	}, nil
 }

@@ -17,7 +17,6 @@ type virtualHost struct {
 	routes                []*route
 	perFilter             map[string]perFilter
 	onRequest, onResponse mutations
-	rateLimits            []rateLimit
 }
 
 func (g *Gateway) decodeVirtualHost(body *anypb.Any) (*virtualHost, error) {
@@ -50,11 +49,8 @@ func (g *Gateway) newVirtualHost(m *routev3.VirtualHost) (*virtualHost, error) {
 	if v.onResponse, err = newHeaderOptions(m.GetResponseHeadersToRemove(), m.GetResponseHeadersToAdd()); err != nil {
 		return nil, fmt.Errorf("response headers: %w", err)
 	}
-	if v.rateLimits, err = newRateLimits(m.GetRateLimits()); err != nil {
-		return nil, err
-	}
 	for i, rm := range m.GetRoutes() {
-		r, err := g.newRoute(rm, m.GetRetryPolicy())
+		r, err := g.newRoute(rm)
 		if err != nil {
 			return nil, fmt.Errorf("routes[%d] %q: %w", i, rm.GetName(), err)
 		}
