@@ -135,7 +135,7 @@ func decodeCommand(entry []byte) (*musterv1.Command, error) {
 	body := entry[headerSize:]
 	if flags&flagDeflate != 0 {
 		var err error
-		if body, err = inflate(body); err != nil {
+		if body, err = inflate(body, MaxCommand); err != nil {
 			return nil, fmt.Errorf("inflate: %w: %w", ErrPoison, err)
 		}
 	}
@@ -158,12 +158,13 @@ func deflate(data []byte) []byte {
 	return out.Bytes()
 }
 
-func inflate(data []byte) ([]byte, error) {
-	out, err := io.ReadAll(io.LimitReader(flate.NewReader(bytes.NewReader(data)), MaxCommand+1))
+// inflate refuses what grows beyond a limit, in bytes.
+func inflate(data []byte, limit int64) ([]byte, error) {
+	out, err := io.ReadAll(io.LimitReader(flate.NewReader(bytes.NewReader(data)), limit+1))
 	if err != nil {
 		return nil, err
 	}
-	if len(out) > MaxCommand {
+	if int64(len(out)) > limit {
 		return nil, ErrTooLarge
 	}
 	return out, nil

@@ -33,6 +33,7 @@ func TestAServerIsRemovedAndAnotherTakesItsPlace(t *testing.T) {
 }
 
 func TestARemovedServerCannotComeBackUnasked(t *testing.T) {
+	t.Parallel() // it mostly waits
 	c := newCluster(t, 3, nil)
 	mustApply(t, c.members[0].Store, groupG())
 	gone := c.followers()[0]
@@ -159,6 +160,7 @@ func flip(data, text []byte) (n int) {
 }
 
 func TestDeadServersAreRemovedOnlyAboveTheMinimumQuorum(t *testing.T) {
+	t.Parallel() // it mostly waits
 	c := newCluster(t, 4, func(_ int, cfg *Config) {
 		cfg.Autopilot.MinQuorum, cfg.Autopilot.DeadAfter = 3, 500*time.Millisecond
 	})

@@ -250,6 +250,7 @@ func TestACommandThatIsTooLargeIsRefusedBeforeItIsWritten(t *testing.T) {
 }
 
 func TestASecondProcessCannotUseTheDataDirectory(t *testing.T) {
+	t.Parallel() // it mostly waits
 	dir := t.TempDir()
 	one(t, dir)
 	if _, err := Open(Config{DataDir: dir, Logger: quiet()}); err == nil {

@@ -122,6 +122,7 @@ func knock(t *testing.T, m *member, files TLSFiles, proto string) error {
 }
 
 func TestOnlyServersOfTheClusterMaySpeakRaft(t *testing.T) {
+	t.Parallel() // it mostly waits
 	ca := newTestCA(t)
 	c := newCluster(t, 3, func(_ int, cfg *Config) { ca.secure(cfg) })
 	mustApply(t, c.followers()[0].Store, groupG())
@@ -271,6 +272,7 @@ func connsOf(m *member, id string) (n int) {
 }
 
 func TestCertificatesAreReloadedAndExpiredConnectionsCut(t *testing.T) {
+	t.Parallel() // it mostly waits
 	ca := newTestCA(t)
 	c := newCluster(t, 2, func(_ int, cfg *Config) {
 		ca.secure(cfg)

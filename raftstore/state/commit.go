@@ -266,6 +266,6 @@ func (t *transaction) commit(g *Group, cmd *musterv1.CommitCommand, at *timestam
 	next := &Group{meta: proto.CloneOf(g.meta), view: t.view}
 	next.meta.Revision = t.stamp.revision
 	next.meta.Resources = uint64(t.view.Len())
-	next.history, next.base, next.baseRev = g.appended(&record{info, t.view})
+	next.history = g.history.with(&record{info, t.view}, g.meta.GetHistoryLimit())
 	return next
 }

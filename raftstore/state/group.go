@@ -1,11 +1,8 @@
 package state
 
 import (
-	"encoding/binary"
 	"iter"
 	"slices"
-
-	iradix "github.com/hashicorp/go-immutable-radix/v2"
 
 	musterv1 "github.com/musterhq/muster/proto/muster/v1"
 	"github.com/musterhq/muster/resource"
@@ -20,19 +17,9 @@ const MaxHistoryLimit = 10000
 // Group is a gateway group at one revision, with its history.
 type Group struct {
 	// meta carries the revision, epoch and number of resources.
-	meta *musterv1.Group
-	view View
-	// history holds the kept revisions by number; base is the view before the
-	// oldest of them, at revision baseRev.
-	history *iradix.Tree[*record]
-	base    View
-	baseRev uint64
-}
-
-// record is one kept revision: what it did, and the view that it made.
-type record struct {
-	info *musterv1.Revision
-	view View
+	meta    *musterv1.Group
+	view    View
+	history history
 }
 
 // Change is one resource's difference between two revisions. Before is nil
@@ -93,17 +80,17 @@ func (g *Group) At(revision uint64) (View, bool) {
 		return View{}, true
 	case revision == g.Revision():
 		return g.view, true
-	case revision == g.baseRev:
-		return g.base, true
+	case revision == g.history.baseRev:
+		return g.history.base, true
 	}
-	if r, found := g.history.Get(revisionKey(revision)); found {
+	if r, found := g.history.get(revision); found {
 		return r.view, true
 	}
 	return View{}, false
 }
 
 // Oldest is the oldest revision, apart from 0, that At knows.
-func (g *Group) Oldest() uint64 { return max(g.baseRev, min(1, g.Revision())) }
+func (g *Group) Oldest() uint64 { return max(g.history.baseRev, min(1, g.Revision())) }
 
 // Changes returns what differs between two revisions, merged per key and in key
 // order; from may be newer than to. It costs O(changes between), and
@@ -131,8 +118,8 @@ func (g *Group) Changes(from, to uint64) ([]Change, bool) {
 // touchedBetween lists, in key order, the keys that may differ between two views.
 func (g *Group) touchedBetween(low, high uint64, views ...View) []resource.Key {
 	set := map[resource.Key]struct{}{}
-	if low >= g.baseRev {
-		for r := range g.records(low+1, high) {
+	if low >= g.history.baseRev {
+		for r := range g.history.between(low+1, high) {
 			for _, c := range r.info.GetChanges() {
 				set[resource.KeyFromProto(c.GetKey())] = struct{}{}
 			}
@@ -153,24 +140,10 @@ func (g *Group) touchedBetween(low, high uint64, views ...View) []resource.Key {
 	return keys
 }
 
-// records yields the kept revisions from..to, oldest first.
-func (g *Group) records(from, to uint64) iter.Seq[*record] {
-	return func(yield func(*record) bool) {
-		it := g.history.Root().Iterator()
-		it.SeekLowerBound(revisionKey(from))
-		for _, r, ok := it.Next(); ok && r.info.GetRevision() <= to; _, r, ok = it.Next() {
-			if !yield(r) {
-				return
-			}
-		}
-	}
-}
-
 // Revisions yields the kept history, newest first, with the bodies before and after.
 func (g *Group) Revisions() iter.Seq[*musterv1.Revision] {
 	return func(yield func(*musterv1.Revision) bool) {
-		it := g.history.Root().ReverseIterator()
-		for _, r, ok := it.Previous(); ok; _, r, ok = it.Previous() {
+		for _, r := range slices.Backward(g.history.records) {
 			if !yield(r.info) {
 				return
 			}
@@ -180,39 +153,64 @@ func (g *Group) Revisions() iter.Seq[*musterv1.Revision] {
 
 // RevisionInfo returns a kept revision, with the bodies before and after.
 func (g *Group) RevisionInfo(revision uint64) (*musterv1.Revision, bool) {
-	r, found := g.history.Get(revisionKey(revision))
-	if !found {
-		return nil, false
+	if r, found := g.history.get(revision); found {
+		return r.info, true
 	}
-	return r.info, true
+	return nil, false
 }
 
-// appended returns the history with one more revision, trimmed to the limit.
-func (g *Group) appended(r *record) (*iradix.Tree[*record], View, uint64) {
-	tree, _, _ := g.history.Insert(revisionKey(r.info.GetRevision()), r)
-	return trimmed(tree, g.base, g.baseRev, g.meta.GetHistoryLimit())
+// history is the kept revisions, consecutive, and the view before the oldest
+// of them. It is immutable: a slice of 200 is copied sooner than a tree is
+// changed.
+type history struct {
+	base    View
+	baseRev uint64
+	records []*record
+}
+
+// record is one kept revision: what it did, and the view that it made.
+type record struct {
+	info *musterv1.Revision
+	view View
+}
+
+func (h history) get(revision uint64) (*record, bool) {
+	if revision <= h.baseRev || revision-h.baseRev > uint64(len(h.records)) {
+		return nil, false
+	}
+	return h.records[revision-h.baseRev-1], true
+}
+
+// between yields the kept revisions from..to, oldest first.
+func (h history) between(from, to uint64) iter.Seq[*record] {
+	return func(yield func(*record) bool) {
+		for revision := max(from, h.baseRev+1); revision <= to; revision++ {
+			r, found := h.get(revision)
+			if !found || !yield(r) {
+				return
+			}
+		}
+	}
+}
+
+// with returns the history with one more revision, trimmed to the limit.
+func (h history) with(r *record, limit uint32) history {
+	h = h.trimmed(max(limit, 1) - 1)
+	records := make([]*record, len(h.records)+1)
+	copy(records, h.records)
+	records[len(h.records)] = r
+	h.records = records
+	return h
 }
 
 // trimmed drops the oldest revisions above the limit; the view of the last one
 // dropped becomes the base.
-func trimmed(tree *iradix.Tree[*record], base View, baseRev uint64, limit uint32) (*iradix.Tree[*record], View, uint64) {
-	if limit == 0 {
-		limit = DefaultHistoryLimit
+func (h history) trimmed(limit uint32) history {
+	if excess := len(h.records) - int(limit); excess > 0 {
+		last := h.records[excess-1]
+		h.base, h.baseRev, h.records = last.view, last.info.GetRevision(), h.records[excess:]
 	}
-	if tree.Len() <= int(limit) {
-		return tree, base, baseRev
-	}
-	txn := tree.Txn()
-	for excess := tree.Len() - int(limit); excess > 0; excess-- {
-		k, r, _ := txn.Root().Minimum()
-		base, baseRev = r.view, r.info.GetRevision()
-		txn.Delete(k)
-	}
-	return txn.CommitOnly(), base, baseRev
-}
-
-func revisionKey(revision uint64) []byte {
-	return binary.BigEndian.AppendUint64(nil, revision)
+	return h
 }
 
 func compareKeys(a, b resource.Key) int {

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"strings"
 
-	iradix "github.com/hashicorp/go-immutable-radix/v2"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -65,7 +64,7 @@ func (s *State) createGroup(in *musterv1.Group, at *timestamppb.Timestamp) (*Sta
 		meta.Revision = last + 1
 		next.graves, _, _ = s.graves.Delete([]byte(meta.GetId()))
 	}
-	g := &Group{meta: meta, history: iradix.New[*record](), baseRev: meta.GetRevision()}
+	g := &Group{meta: meta, history: history{baseRev: meta.GetRevision()}}
 	next.groups, _, _ = s.groups.Insert([]byte(meta.GetId()), g)
 	next.names, _, _ = s.names.Insert([]byte(meta.GetName()), meta.GetId())
 	next.prefixes, _, _ = s.prefixes.Insert(prefixKey(meta), meta.GetId())
@@ -103,7 +102,7 @@ func (s *State) updateGroup(in *musterv1.Group, at *timestamppb.Timestamp) (*Sta
 	meta.UpdatedAt = at
 	changed := *g
 	changed.meta = meta
-	changed.history, changed.base, changed.baseRev = trimmed(g.history, g.base, g.baseRev, meta.GetHistoryLimit())
+	changed.history = g.history.trimmed(meta.GetHistoryLimit())
 	next.groups, _, _ = next.groups.Insert([]byte(meta.GetId()), &changed)
 	return &next, Result{Group: meta}
 }

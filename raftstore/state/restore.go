@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"iter"
 
-	iradix "github.com/hashicorp/go-immutable-radix/v2"
 	"google.golang.org/protobuf/proto"
 
 	musterv1 "github.com/musterhq/muster/proto/muster/v1"
@@ -131,7 +130,7 @@ func (b *builder) beginGroup(meta *musterv1.Group) error {
 	if meta.GetEpoch() != b.state.epoch {
 		return fmt.Errorf("group %q is of epoch %d, the header of %d", meta.GetId(), meta.GetEpoch(), b.state.epoch)
 	}
-	b.group = &Group{meta: meta, history: iradix.New[*record](), baseRev: meta.GetRevision()}
+	b.group = &Group{meta: meta, history: history{baseRev: meta.GetRevision()}}
 	b.edit, b.from = View{}.txn(), 0
 	return nil
 }
@@ -164,8 +163,8 @@ func (b *builder) revision(r *musterv1.SnapshotRevision) error {
 		if info.GetRevision() == 0 {
 			return errors.New("is a revision 0")
 		}
-		b.group.base, b.group.baseRev = b.edit.commit(), info.GetRevision()-1
-		b.group.view = b.group.base
+		b.group.view = b.edit.commit()
+		b.group.history = history{base: b.group.view, baseRev: info.GetRevision() - 1}
 	} else if info.GetRevision() != b.from+1 {
 		return fmt.Errorf("is revision %d after %d", info.GetRevision(), b.from)
 	}
@@ -177,7 +176,8 @@ func (b *builder) revision(r *musterv1.SnapshotRevision) error {
 		}
 	}
 	b.group.view = tx.commit()
-	b.group.history, _, _ = b.group.history.Insert(revisionKey(b.from), &record{info, b.group.view})
+	// The builder alone holds the history, so it may grow in place.
+	b.group.history.records = append(b.group.history.records, &record{info, b.group.view})
 	return nil
 }
 
@@ -212,8 +212,8 @@ func (b *builder) endGroup() error {
 		return nil
 	}
 	if b.from == 0 {
-		g.base = b.edit.commit()
-		g.view = g.base
+		g.view = b.edit.commit()
+		g.history.base = g.view
 	} else if b.from != g.Revision() {
 		return fmt.Errorf("ends group %q at revision %d, which should be at %d", g.ID(), b.from, g.Revision())
 	}

@@ -130,7 +130,7 @@ func (g *Group) yieldRecords(yield func(*musterv1.SnapshotRecord) bool) bool {
 	if !yield(&musterv1.SnapshotRecord{Record: &musterv1.SnapshotRecord_Group{Group: g.meta}}) {
 		return false
 	}
-	for e := range g.base.Entries() {
+	for e := range g.history.base.Entries() {
 		r := &musterv1.SnapshotResource{
 			Group:  g.ID(),
 			Key:    e.Key.Proto(),
@@ -140,7 +140,7 @@ func (g *Group) yieldRecords(yield func(*musterv1.SnapshotRecord) bool) bool {
 			return false
 		}
 	}
-	for r := range g.records(0, g.Revision()) {
+	for _, r := range g.history.records {
 		rev := &musterv1.SnapshotRevision{Group: g.ID(), Revision: r.info}
 		if !yield(&musterv1.SnapshotRecord{Record: &musterv1.SnapshotRecord_Revision{Revision: rev}}) {
 			return false
