@@ -205,6 +205,9 @@ func percentDecode(s string) string {
 }
 
 func (x *exchange) removeQuery(name string) {
+	if !x.hasQuery {
+		return
+	}
 	var kept []string
 	for part := range strings.SplitSeq(x.query, "&") {
 		if k, _, _ := strings.Cut(part, "="); percentDecode(k) != name {
