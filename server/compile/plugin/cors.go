@@ -34,7 +34,7 @@ func cors() *definition {
 				"allow_methods": {"type": "string", "default": "*", "description": "Methods, comma-separated; * and ** are any."},
 				"allow_headers": {"type": "string", "default": "*", "description": "Request headers, comma-separated; * and ** are any."},
 				"expose_headers": {"type": "string", "description": "Answer headers that scripts may read, comma-separated."},
-				"max_age": {"type": "integer", "default": 5, "minimum": -1, "description": "Seconds for which a preflight may be cached; -1 is none."},
+				"max_age": {"type": "integer", "default": 5, "minimum": -1, "maximum": 31536000, "description": "Seconds for which a preflight may be cached; -1 is none."},
 				"allow_credential": {"type": "boolean", "default": false, "description": "Whether cookies may be sent."},
 				"allow_origins_by_metadata": {"x-unsupported": "origins in plugin metadata are not supported"},
 				"timing_allow_origins": {"x-unsupported": "Envoy's cors filter does not set Timing-Allow-Origin"},

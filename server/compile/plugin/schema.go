@@ -51,7 +51,7 @@ func mustSchema(text string) *schema {
 	d := json.NewDecoder(strings.NewReader(text))
 	d.DisallowUnknownFields()
 	if err := d.Decode(s); err != nil {
-		panic("plugin: schema: " + err.Error())
+		panic("plugin: schema: " + err.Error()) // vet:allow the schemas are constants of this package
 	}
 	s.prepare()
 	return s
@@ -198,6 +198,9 @@ func (s *schema) typed(v *structpb.Value) bool {
 	case *structpb.Value_BoolValue:
 		return s.Type == "boolean" || s.Type == ""
 	case *structpb.Value_NumberValue:
+		if math.IsNaN(k.NumberValue) || math.IsInf(k.NumberValue, 0) {
+			return false
+		}
 		return s.Type == "number" || s.Type == "" || s.Type == "integer" && k.NumberValue == math.Trunc(k.NumberValue)
 	case *structpb.Value_ListValue:
 		return s.Type == "array" || s.Type == ""
@@ -209,6 +212,8 @@ func (s *schema) typed(v *structpb.Value) bool {
 
 func article(kind string) string {
 	switch kind {
+	case "":
+		return "a finite number, a text, a list or an object"
 	case "integer", "array", "object":
 		return "an " + kind
 	}

@@ -12,7 +12,10 @@ import (
 )
 
 // Plugins is the set of plugins that muster knows. It is immutable.
-type Plugins struct{ byName map[string]*definition }
+type Plugins struct {
+	byName map[string]*definition
+	meta   *schema
+}
 
 var _ resource.PluginSet = (*Plugins)(nil)
 
@@ -33,7 +36,7 @@ type definition struct {
 
 // Set returns the plugins that muster knows.
 func Set() *Plugins {
-	s := &Plugins{map[string]*definition{}}
+	s := &Plugins{map[string]*definition{}, metaSchema()}
 	for _, d := range []*definition{cors(), ipRestriction(), keyAuth(), limitCount(), proxyRewrite()} {
 		s.byName[d.name] = d
 	}
@@ -44,7 +47,8 @@ func Set() *Plugins {
 func (s *Plugins) Names() []string { return sortedKeys(s.byName) }
 
 // metaSchema is what every plugin's `_meta` may hold.
-var metaSchema = mustSchema(`{
+func metaSchema() *schema {
+	return mustSchema(`{
 	"type": "object",
 	"properties": {
 		"disable":        {"type": "boolean", "description": "Switches the plugin off here."},
@@ -54,6 +58,7 @@ var metaSchema = mustSchema(`{
 		"pre_function":   {"x-unsupported": "no scripts run in the data plane"}
 	}
 }`)
+}
 
 // Check implements resource.PluginSet.
 func (s *Plugins) Check(plugin string, where resource.Where, config *structpb.Struct) resource.Problems {
@@ -86,7 +91,11 @@ func (s *Plugins) Check(plugin string, where resource.Where, config *structpb.St
 			Hint: "use it on a service, a route or a global rule",
 		}}
 	}
-	rest, problems := withoutMeta(config)
+	rest, meta := withoutMeta(config)
+	var problems resource.Problems
+	if meta != nil {
+		problems = s.meta.check("_meta", meta)
+	}
 	problems = append(problems, sch.check("", structpb.NewStructValue(rest))...)
 	if len(problems) == 0 && d.judge != nil {
 		problems = append(problems, d.judge(where, rest)...)
@@ -94,8 +103,8 @@ func (s *Plugins) Check(plugin string, where resource.Where, config *structpb.St
 	return problems
 }
 
-// withoutMeta splits `_meta` off, judged.
-func withoutMeta(config *structpb.Struct) (*structpb.Struct, resource.Problems) {
+// withoutMeta splits `_meta` off.
+func withoutMeta(config *structpb.Struct) (rest *structpb.Struct, meta *structpb.Value) {
 	meta, found := config.GetFields()["_meta"]
 	if !found {
 		if config == nil {
@@ -103,13 +112,13 @@ func withoutMeta(config *structpb.Struct) (*structpb.Struct, resource.Problems) 
 		}
 		return config, nil
 	}
-	rest := &structpb.Struct{Fields: make(map[string]*structpb.Value, len(config.GetFields()))}
+	rest = &structpb.Struct{Fields: make(map[string]*structpb.Value, len(config.GetFields()))}
 	for name, v := range config.GetFields() {
 		if name != "_meta" {
 			rest.Fields[name] = v
 		}
 	}
-	return rest, metaSchema.check("_meta", meta)
+	return rest, meta
 }
 
 // disabled tells whether `_meta` switches a configuration off.
@@ -118,14 +127,10 @@ func disabled(config *structpb.Struct) bool {
 }
 
 // decode reads a configuration that was judged good into into, which holds the
-// defaults.
+// defaults and keeps them where the configuration cannot be read.
 func decode(config *structpb.Struct, into any) {
-	text, err := json.Marshal(config.AsMap())
-	if err == nil {
-		err = json.Unmarshal(text, into)
-	}
-	if err != nil {
-		panic("plugin: a configuration passed its schema and cannot be read: " + err.Error())
+	if text, err := json.Marshal(config.AsMap()); err == nil {
+		_ = json.Unmarshal(text, into) // its schema made sure of the types
 	}
 }
 

@@ -1,6 +1,7 @@
 package plugin
 
 import (
+	"math"
 	"regexp"
 	"strings"
 	"testing"
@@ -110,6 +111,20 @@ func TestGoodConfigurationsPass(t *testing.T) {
 				if problems := Set().Check(plugin, where, config(t, c)); len(problems) > 0 {
 					t.Errorf("%s %s on a %s: %+v", plugin, c, where, problems)
 				}
+			}
+		}
+	}
+}
+
+// Numbers that JSON cannot carry come in by gRPC.
+func TestNumbersThatAreNoneAreRefused(t *testing.T) {
+	for _, n := range []float64{math.NaN(), math.Inf(1), math.Inf(-1), 1e300} {
+		for _, plugin := range []string{"limit-count", "cors"} {
+			c := &structpb.Struct{Fields: map[string]*structpb.Value{
+				"count": structpb.NewNumberValue(n), "time_window": structpb.NewNumberValue(n), "max_age": structpb.NewNumberValue(n),
+			}}
+			if problems := Set().Check(plugin, resource.WhereRoute, c); len(problems) == 0 {
+				t.Errorf("%s takes %v", plugin, n)
 			}
 		}
 	}
