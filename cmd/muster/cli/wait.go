@@ -140,7 +140,8 @@ func (w *writeFlags) waitFor(ctx context.Context, c *client, resp *musterv1.Comm
 	if !w.wait || w.dryRun {
 		return nil
 	}
-	last, err := c.wait(ctx, &musterv1.WaitRequest{Group: c.group, Revision: resp.GetRevision(), AckedPercent: 100}, w.timeout)
+	one := uint32(1)
+	last, err := c.wait(ctx, &musterv1.WaitRequest{Group: c.group, Revision: resp.GetRevision(), AckedPercent: 100, MinDataPlanes: &one}, w.timeout)
 	if err != nil {
 		return err
 	}
