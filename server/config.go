@@ -37,6 +37,13 @@ type Config struct {
 	// RaftAddr is where peers reach this server. Empty runs a single server
 	// without a raft port.
 	RaftAddr string
+	// RaftAdvertise is the address that peers are told, when it is not RaftAddr.
+	RaftAdvertise string
+	// Join lists raft addresses of servers of the cluster that a new data
+	// directory is to become part of. It does nothing on later starts.
+	Join []string
+	// Autopilot says when servers get a vote and when dead ones are removed.
+	Autopilot raftstore.Autopilot
 	// OpsAddr, when set, serves /metrics, /healthz and /readyz over plain HTTP
 	// without a key. The admin port serves them too, /metrics with a key.
 	OpsAddr string

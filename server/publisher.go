@@ -114,6 +114,21 @@ func (p *publisher) waitReady(ctx context.Context) bool {
 	return ctx.Err() == nil
 }
 
+// waitPublished returns true once every group was published, false when ctx
+// ends first.
+func (p *publisher) waitPublished(ctx context.Context) bool {
+	poll := time.NewTicker(readyPoll)
+	defer poll.Stop()
+	for !p.ready.Load() {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-poll.C:
+		}
+	}
+	return true
+}
+
 // publishAll brings every group to the state. Groups that did not change cost
 // one comparison of pointers.
 func (p *publisher) publishAll(st *state.State) {

@@ -36,6 +36,13 @@ func (s *Server) Run(ctx context.Context) error {
 	// The publisher waits for the store to catch up. Until it has, the ports
 	// refuse with UNAVAILABLE, which sends clients to another server.
 	publisher := parts.start("publisher", s.pub.run)
+	// What was remembered of the data planes is of groups, so it waits for them.
+	present := parts.start("presence", func(ctx context.Context) error {
+		if !s.pub.waitPublished(ctx) {
+			return nil
+		}
+		return s.present.run(ctx)
+	})
 	p := s.openPorts(parts)
 	readiness := parts.start("readiness", func(ctx context.Context) error { return s.reportReadiness(ctx, p.health) })
 	s.cfg.Logger.Info("server runs", "server", s.cfg.ServerID, "admin", s.adminLn.Addr().String(), "xds", s.xdsLn.Addr().String())
@@ -61,12 +68,14 @@ func (s *Server) Run(ctx context.Context) error {
 	// 3. The ports: calls under way finish and data planes are sent elsewhere,
 	// before what they are served from goes away.
 	s.closePorts(grace, p)
-	// 4. The publisher follows the store, so it goes before it.
+	// 4. The data planes' streams have ended: what is kept of them is final.
+	present.stop()
+	// 5. The publisher follows the store, so it goes before it.
 	publisher.stop()
 	for _, c := range certs {
 		c.stop()
 	}
-	// 5. The store last: until here a call under way could still be answered.
+	// 6. The store last: until here a call under way could still be answered.
 	store.stop()
 	parts.wg.Wait()
 	return parts.outcome(failure)

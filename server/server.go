@@ -38,6 +38,7 @@ type Server struct {
 	metrics *metrics
 	fleet   *fleet.Registry
 	pub     *publisher
+	present *presence
 	xds     *xds.Server
 	admin   *admin.Service
 	auth    *auth.Authenticator
@@ -66,12 +67,14 @@ func New(cfg Config) (_ *Server, err error) {
 		return nil, err
 	}
 	s.fleet = fleet.New(fleet.Config{
-		Server: cfg.ServerID,
-		Now:    time.Now,
+		Belongs: s.seenInGroup,
+		Server:  cfg.ServerID,
+		Now:     time.Now,
 		Describe: func(group, typeURL, name string) ([]resource.Key, *musterv1.Revision, bool) {
 			return s.pub.Describe(group, typeURL, name)
 		},
 	})
+	s.present = newPresence(s.store, s.fleet, cfg.DataDir, cfg.Version, s.adminLn.Addr().String(), cfg.Logger)
 	s.pub = newPublisher(s.store, s.fleet, s.metrics, cfg.Logger, time.Now)
 	s.metrics.follow(s.fleet)
 	s.xds = xds.NewServer(xds.Config{
@@ -83,8 +86,11 @@ func New(cfg Config) (_ *Server, err error) {
 	})
 	s.admin = admin.New(admin.Config{
 		Store:    s.store,
+		Cluster:  s.store,
 		Compiler: s.pub,
 		Fleet:    s.fleet,
+		PeerInfo: s.present.peerInfo,
+		Refresh:  s.present.Refresh,
 		Plugins:  plugin.Set(),
 		Now:      time.Now,
 		ServerID: cfg.ServerID,
@@ -136,11 +142,17 @@ func (s *Server) openStore() (err error) {
 		DataDir:   filepath.Join(s.cfg.DataDir, "raft"),
 		ServerID:  s.cfg.ServerID,
 		RaftAddr:  s.cfg.RaftAddr,
+		Advertise: s.cfg.RaftAdvertise,
 		Bootstrap: s.cfg.Bootstrap,
-		TLS:       s.cfg.RaftTLS,
-		Insecure:  s.cfg.Insecure,
-		Logger:    s.cfg.Logger,
-		Fatal:     s.cfg.Fatal,
+		Join:      s.cfg.Join,
+		Autopilot: s.cfg.Autopilot,
+		Handle: func(ctx context.Context, from string, message []byte) ([]byte, error) {
+			return s.present.handle(ctx, from, message)
+		},
+		TLS:      s.cfg.RaftTLS,
+		Insecure: s.cfg.Insecure,
+		Logger:   s.cfg.Logger,
+		Fatal:    s.cfg.Fatal,
 	})
 	return err
 }
@@ -221,7 +233,7 @@ func (s *Server) Status() Status {
 	}
 	for g := range st.Groups() {
 		status.Groups++
-		status.DataPlanes += s.fleet.Live(g.ID())
+		status.DataPlanes += s.fleet.LiveHere(g.ID())
 	}
 	return status
 }
@@ -250,6 +262,13 @@ func (s *Server) authorizeDataPlane(ctx context.Context, node *corev3.Node) (str
 		return "", status.Errorf(codes.Unavailable, "group %q is not served yet", name)
 	}
 	return g.ID(), nil
+}
+
+// seenInGroup tells whether a data plane that was seen at a time was seen in
+// the group that has the id now: deleted and made again, it is another group.
+func (s *Server) seenInGroup(group string, seen time.Time) bool {
+	g, ok := s.store.State().Group(group)
+	return ok && g.ID() == group && !seen.Before(g.Meta().GetCreatedAt().AsTime())
 }
 
 func tlsConfig(t *auth.TLS, protos ...string) *tls.Config {

@@ -37,6 +37,9 @@ const (
 	ReasonOutcomeUnknown     = "OUTCOME_UNKNOWN"
 	ReasonNotReady           = "NOT_READY"
 	ReasonDiskFull           = "DISK_FULL"
+	ReasonNotMember          = "NOT_MEMBER"
+	ReasonRefused            = "REFUSED"
+	ReasonBadSnapshot        = "BAD_SNAPSHOT"
 	ReasonNotReached         = "NOT_REACHED"
 	ReasonGroupDropped       = "GROUP_DROPPED"
 	ReasonSecretsNotReadable = "SECRETS_NOT_READABLE"
@@ -189,6 +192,12 @@ func classifyStore(err error) mapped {
 		return mapped{codes.Unavailable, ReasonNotReady, msg, nil, retry}
 	case errors.Is(err, raftstore.ErrDiskFull):
 		return mapped{codes.ResourceExhausted, ReasonDiskFull, msg, nil, nil}
+	case errors.Is(err, raftstore.ErrNotMember):
+		return mapped{codes.NotFound, ReasonNotMember, msg, nil, nil}
+	case errors.Is(err, raftstore.ErrRefused):
+		return mapped{codes.FailedPrecondition, ReasonRefused, msg, nil, nil}
+	case errors.Is(err, state.ErrSnapshot):
+		return mapped{codes.InvalidArgument, ReasonBadSnapshot, msg, nil, nil}
 	case errors.Is(err, raftstore.ErrTooLarge):
 		v := []violation{{code: resource.CodeTooLarge, message: msg, hint: "split the transaction"}}
 		return mapped{codes.InvalidArgument, ReasonInvalid, msg, nil, badRequest(v)}

@@ -14,8 +14,8 @@ import (
 // maxIDs bounds the data planes that one list may name.
 const maxIDs = 1000
 
-// ListDataPlanes implements FleetService. Presence is this server's view of the
-// fleet: it is never linearizable, so the leader is not asked.
+// ListDataPlanes implements FleetService. Presence is never linearizable: it is
+// what the servers that can be reached say of the data planes connected to them.
 func (s *Service) ListDataPlanes(ctx context.Context, req *musterv1.ListDataPlanesRequest) (*musterv1.ListDataPlanesResponse, error) {
 	if len(req.GetIds()) > maxIDs {
 		return nil, toStatus(&state.InvalidError{Field: "ids", Reason: fmt.Sprintf("are more than %d", maxIDs)})
@@ -24,6 +24,7 @@ func (s *Service) ListDataPlanes(ctx context.Context, req *musterv1.ListDataPlan
 	if err != nil {
 		return nil, toStatus(err)
 	}
+	s.cfg.Refresh(ctx)
 	return &musterv1.ListDataPlanesResponse{
 		DataPlanes:    s.cfg.Fleet.List(g.ID(), fleet.ListOptions{IDs: req.GetIds(), Types: req.GetTypes()}),
 		GroupRevision: g.Revision(),

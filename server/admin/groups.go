@@ -123,6 +123,7 @@ func (s *Service) DeleteGroup(ctx context.Context, req *musterv1.DeleteGroupRequ
 	id := req.GetGroup()
 	if g, ok := st.Group(id); ok {
 		id = g.ID()
+		s.cfg.Refresh(ctx)
 		if n := s.cfg.Fleet.Live(id); n > 0 && !req.GetForce() {
 			return nil, toStatus(&dataPlanesError{group: id, n: n})
 		}

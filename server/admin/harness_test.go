@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -115,16 +116,22 @@ const (
 type harness struct {
 	t     *testing.T
 	store *fakeStore
-	fleet *fleet.Registry
-	admin musterv1.AdminServiceClient
-	dps   musterv1.FleetServiceClient
+	// cluster is what the cluster calls reach; refreshed counts the refreshes of
+	// what other servers know of data planes.
+	cluster   *fakeCluster
+	refreshed atomic.Int64
+	fleet     *fleet.Registry
+	admin     musterv1.AdminServiceClient
+	dps       musterv1.FleetServiceClient
+	ops       musterv1.ClusterServiceClient
 }
 
 func newHarness(t *testing.T) *harness {
 	t.Helper()
-	h := &harness{t: t, store: &fakeStore{st: state.New()}, fleet: fleet.New(fleet.Config{Server: "srv-1", Now: time.Now})}
+	h := &harness{t: t, store: &fakeStore{st: state.New()}, cluster: &fakeCluster{}, fleet: fleet.New(fleet.Config{Server: "srv-1", Now: time.Now})}
 	svc := New(Config{
 		Store: h.store, Compiler: fakeCompiler{}, Fleet: h.fleet, Plugins: fakePlugins{}, Now: time.Now,
+		Cluster: h.cluster, PeerInfo: func(id string) (string, string) { return "v-" + id, "admin-" + id }, Refresh: func(context.Context) { h.refreshed.Add(1) },
 		ServerID: "srv-1", Version: "test", Logger: slog.New(slog.DiscardHandler),
 	})
 	keys := auth.NewKeys(auth.NewKey("ann", auth.RoleAdmin, adminKey), auth.NewKey("ed", auth.RoleEditor, editorKey), auth.NewKey("vi", auth.RoleViewer, viewerKey))
@@ -146,7 +153,7 @@ func newHarness(t *testing.T) *harness {
 			t.Error(err)
 		}
 	})
-	h.admin, h.dps = musterv1.NewAdminServiceClient(conn), musterv1.NewFleetServiceClient(conn)
+	h.admin, h.dps, h.ops = musterv1.NewAdminServiceClient(conn), musterv1.NewFleetServiceClient(conn), musterv1.NewClusterServiceClient(conn)
 	return h
 }
 

@@ -39,14 +39,23 @@ type Compiler interface {
 type Fleet interface {
 	List(group string, opts fleet.ListOptions) []*musterv1.DataPlane
 	Wait(ctx context.Context, group string, spec fleet.WaitSpec, progress func(*musterv1.WaitResponse) error) error
+	// Live counts the data planes that are connected to any server, LiveHere
+	// those that are to this one.
 	Live(group string) int
+	LiveHere(group string) int
 }
 
 // Config holds what the services work with. All fields but Logger are required.
 type Config struct {
 	Store    Store
+	Cluster  Cluster
 	Compiler Compiler
 	Fleet    Fleet
+	// PeerInfo tells more of the servers of the cluster.
+	PeerInfo PeerInfo
+	// Refresh asks the other servers for what they know of their data planes,
+	// before these are listed. It takes a fraction of a second at most.
+	Refresh func(context.Context)
 	// Plugins checks plugin configurations.
 	Plugins resource.PluginSet
 	// Now is the clock: it stamps revisions and judges certificates.
@@ -56,17 +65,19 @@ type Config struct {
 	Logger            *slog.Logger
 }
 
-// Service implements the services of admin.proto and fleet.proto. Its methods
+// Service implements the services of admin.proto, fleet.proto and cluster.proto. Its methods
 // may be called concurrently.
 type Service struct {
 	musterv1.UnimplementedAdminServiceServer
 	musterv1.UnimplementedFleetServiceServer
+	musterv1.UnimplementedClusterServiceServer
 	cfg Config
 }
 
 var (
-	_ musterv1.AdminServiceServer = (*Service)(nil)
-	_ musterv1.FleetServiceServer = (*Service)(nil)
+	_ musterv1.AdminServiceServer   = (*Service)(nil)
+	_ musterv1.FleetServiceServer   = (*Service)(nil)
+	_ musterv1.ClusterServiceServer = (*Service)(nil)
 )
 
 // New returns the services.
@@ -76,6 +87,7 @@ func New(cfg Config) *Service { return &Service{cfg: cfg} }
 func (s *Service) Register(r grpc.ServiceRegistrar) {
 	musterv1.RegisterAdminServiceServer(r, s)
 	musterv1.RegisterFleetServiceServer(r, s)
+	musterv1.RegisterClusterServiceServer(r, s)
 }
 
 // command returns a command of the caller, stamped by this server's clock.

@@ -70,7 +70,7 @@ func TestAMethodAsksForItsPermission(t *testing.T) {
 // forgotten would be refused to everybody, one that is too open would not show.
 func TestThePolicyKnowsEveryMethodOfTheAPI(t *testing.T) {
 	policy := DefaultPolicy()
-	services := []grpc.ServiceDesc{musterv1.AdminService_ServiceDesc, musterv1.FleetService_ServiceDesc}
+	services := []grpc.ServiceDesc{musterv1.AdminService_ServiceDesc, musterv1.FleetService_ServiceDesc, musterv1.ClusterService_ServiceDesc}
 	for _, s := range services {
 		for _, m := range s.Methods {
 			if policy["/"+s.ServiceName+"/"+m.MethodName] < PermissionRead {

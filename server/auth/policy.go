@@ -41,6 +41,10 @@ func DefaultPolicy() Policy {
 	p.add("/muster.v1.AdminService/", PermissionWrite,
 		"CreateGroup", "UpdateGroup", "DeleteGroup", "Commit", "Rollback")
 	p.add("/muster.v1.FleetService/", PermissionRead, "ListDataPlanes", "Wait")
+	p.add("/muster.v1.ClusterService/", PermissionRead, "ListPeers", "GetClusterStatus")
+	// A snapshot holds every secret of every group.
+	p.add("/muster.v1.ClusterService/", PermissionOperate,
+		"JoinCluster", "RemovePeer", "TransferLeader", "SaveSnapshot", "InspectSnapshot", "RestoreSnapshot")
 	// Health says nothing about the configuration, and load balancers carry no key.
 	p.add("/grpc.health.v1.Health/", PermissionPublic, "Check", "Watch", "List")
 	p.add("/grpc.reflection.v1.ServerReflection/", PermissionRead, "ServerReflectionInfo")

@@ -21,7 +21,7 @@ func (r *Registry) Connected(s *xds.Stream) {
 	defer g.mu.Unlock()
 	p := g.planes[s.Node]
 	if p == nil {
-		p = &plane{id: s.Node}
+		p = &plane{id: s.Node, server: r.cfg.Server}
 		g.planes[s.Node] = p
 	}
 	if !p.live() {
@@ -44,7 +44,8 @@ func (r *Registry) Connected(s *xds.Stream) {
 	if len(p.streams) < streamLimit {
 		p.streams = append(p.streams, &stream{id: s.ID, typeURL: s.TypeURL})
 	}
-	p.info, p.seen = s, now
+	p.info, p.seen, p.server = s, now, r.cfg.Server
+	r.changed(g, p)
 	g.poke()
 }
 
@@ -193,6 +194,7 @@ func (r *Registry) event(s *xds.Stream, f func(g *group, p *plane, st *stream, n
 		return
 	}
 	p.seen = now
+	r.changed(g, p)
 	if f(g, p, st, now) {
 		g.poke()
 	}

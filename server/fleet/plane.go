@@ -2,6 +2,7 @@ package fleet
 
 import (
 	"cmp"
+	"container/list"
 	"slices"
 	"time"
 
@@ -29,13 +30,20 @@ const (
 	offline = musterv1.DataPlaneState_DATA_PLANE_STATE_OFFLINE
 )
 
-// plane is one data plane. It is guarded by its group's mutex.
+// plane is one data plane, of this server or as another tells of it. It is
+// guarded by its group's mutex.
 type plane struct {
 	id      string
+	server  string      // what it hangs on, or hung on last
 	streams []*stream   // the live ones, oldest first
 	info    *xds.Stream // the newest one
+	// away is set while the data plane is connected to another server.
+	away bool
+	// seq is the number of the plane's last change, at its place in group.order.
+	seq   uint64
+	place *list.Element
 
-	past      []typeState // as the last stream to end left them
+	past      []typeState // as the last stream to end left them, or the other server tells
 	refusals  []refusal   // by type URL and name
 	whole     Version     // least acknowledged of all types of all streams
 	connected time.Time
@@ -64,7 +72,16 @@ type refusal struct {
 	msg           *musterv1.Refusal
 }
 
-func (p *plane) live() bool { return len(p.streams) > 0 }
+func (p *plane) live() bool { return len(p.streams) > 0 || p.away }
+
+// better reports whether p tells more of a data plane than o, of another
+// server, does: where it is connected, else where it was last.
+func (p *plane) better(o *plane) bool {
+	if p.live() != o.live() {
+		return p.live()
+	}
+	return p.seen.After(o.seen)
+}
 
 // state judges the plane against the group's current version.
 func (p *plane) state(current Version) musterv1.DataPlaneState {
@@ -85,14 +102,11 @@ func (p *plane) state(current Version) musterv1.DataPlaneState {
 // before it asks for a listener; gRPC and the gateway begin with what they need.
 func (p *plane) settled() bool {
 	envoy := isEnvoy(p.info.UserAgent)
-	for _, s := range p.streams {
-		for _, t := range s.types {
-			if !envoy || t.url == compile.ListenerType {
-				return true
-			}
-		}
+	enough := func(t typeState) bool { return !envoy || t.url == compile.ListenerType }
+	if p.away {
+		return slices.ContainsFunc(p.past, enough)
 	}
-	return false
+	return slices.ContainsFunc(p.streams, func(s *stream) bool { return slices.ContainsFunc(s.types, enough) })
 }
 
 func (p *plane) stream(id uint64) *stream {
@@ -222,7 +236,7 @@ func (p *plane) message(g *group, now time.Time, types bool) *musterv1.DataPlane
 		Address:       p.info.Address,
 		ConnectedAt:   stamp(p.connected),
 		LastSeen:      stamp(p.seen),
-		Server:        g.server,
+		Server:        p.server,
 	}
 	if at, ok := g.timeline.since(p.whole); ok {
 		m.Lag = durationpb.New(max(0, now.Sub(at)))

@@ -2,8 +2,11 @@ package fleet
 
 import (
 	"cmp"
+	"container/list"
+	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	musterv1 "github.com/musterhq/muster/proto/muster/v1"
@@ -27,6 +30,9 @@ type Config struct {
 	// Describe attributes refusals. It is called with no lock held and must not
 	// block. Nil attributes nothing.
 	Describe Describe
+	// Belongs tells whether a data plane that was last seen at a time was seen in
+	// the group that has this id now, not in one before it. Nil: always.
+	Belongs func(group string, seen time.Time) bool
 	// RememberOffline bounds the data planes remembered per group after they
 	// disconnected; the longest gone are forgotten first. Default 1000.
 	RememberOffline int
@@ -39,23 +45,30 @@ type Config struct {
 // concurrently.
 type Registry struct {
 	cfg Config
+	seq atomic.Uint64 // numbers the changes of data planes
+	// waiting counts the waits under way.
+	waiting atomic.Int64
 
 	mu     sync.RWMutex
 	groups map[string]*group
+	// instances are the instances of the other servers, as they last told.
+	instances map[string]string
 }
 
 // group holds what is known of one group's data planes.
 type group struct {
-	id     string
-	server string
+	id string
 
 	mu       sync.Mutex
 	current  Version
 	timeline timeline
-	planes   map[string]*plane
-	live     int // planes with a stream
-	waiters  map[chan struct{}]struct{}
-	dropped  bool
+	planes   map[string]*plane // of this server
+	live     int               // those of them with a stream
+	order    *list.List        // of *plane of this server, the last changed last
+	// remote are the data planes of the other servers, by server and id.
+	remote  map[string]map[string]*plane
+	waiters map[chan struct{}]struct{}
+	dropped bool
 }
 
 // New returns an empty Registry.
@@ -66,7 +79,7 @@ func New(cfg Config) *Registry {
 	if cfg.ForgetAfter == 0 {
 		cfg.ForgetAfter = 7 * 24 * time.Hour
 	}
-	return &Registry{cfg: cfg, groups: map[string]*group{}}
+	return &Registry{cfg: cfg, groups: map[string]*group{}, instances: map[string]string{}}
 }
 
 // Published tells that a group's snapshot of a version is served from now on.
@@ -95,8 +108,9 @@ func (r *Registry) Dropped(groupID string) {
 	}
 }
 
-// Live returns the number of a group's data planes with a live stream.
-func (r *Registry) Live(groupID string) int {
+// LiveHere returns the number of a group's data planes that are connected to
+// this server.
+func (r *Registry) LiveHere(groupID string) int {
 	g := r.existing(groupID)
 	if g == nil {
 		return 0
@@ -104,6 +118,24 @@ func (r *Registry) Live(groupID string) int {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.live
+}
+
+// Live returns the number of a group's data planes that are connected to any
+// server, as far as the others told.
+func (r *Registry) Live(groupID string) int {
+	g := r.existing(groupID)
+	if g == nil {
+		return 0
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	n := 0
+	for _, p := range g.merged() {
+		if p.live() {
+			n++
+		}
+	}
+	return n
 }
 
 // ListOptions narrow a list.
@@ -124,27 +156,55 @@ func (r *Registry) List(groupID string, opts ListOptions) []*musterv1.DataPlane 
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.forget(now, r.cfg)
-	var list []*musterv1.DataPlane
+	planes := g.merged()
 	if len(opts.IDs) > 0 {
+		planes = make(map[string]*plane, len(opts.IDs))
 		for _, id := range opts.IDs {
-			if p := g.planes[id]; p != nil {
-				list = append(list, p.message(g, now, opts.Types))
+			if p := g.find(id); p != nil {
+				planes[id] = p
 			}
 		}
-	} else {
-		list = make([]*musterv1.DataPlane, 0, len(g.planes))
-		for _, p := range g.planes {
-			list = append(list, p.message(g, now, opts.Types))
+	}
+	out := make([]*musterv1.DataPlane, 0, len(planes))
+	for _, p := range planes {
+		out = append(out, p.message(g, now, opts.Types))
+	}
+	slices.SortFunc(out, func(a, b *musterv1.DataPlane) int { return cmp.Compare(a.GetId(), b.GetId()) })
+	return out
+}
+
+// merged returns the group's data planes of all servers, each as the server
+// knows it that it is or was last connected to. Do not modify the map.
+func (g *group) merged() map[string]*plane {
+	if len(g.remote) == 0 {
+		return g.planes
+	}
+	all := maps.Clone(g.planes)
+	for _, planes := range g.remote {
+		for id, p := range planes {
+			if mine, ok := all[id]; !ok || p.better(mine) {
+				all[id] = p
+			}
 		}
 	}
-	slices.SortFunc(list, func(a, b *musterv1.DataPlane) int { return cmp.Compare(a.GetId(), b.GetId()) })
-	return slices.CompactFunc(list, func(a, b *musterv1.DataPlane) bool { return a.GetId() == b.GetId() })
+	return all
+}
+
+// find is merged for one data plane.
+func (g *group) find(id string) *plane {
+	best := g.planes[id]
+	for _, planes := range g.remote {
+		if p := planes[id]; p != nil && (best == nil || p.better(best)) {
+			best = p
+		}
+	}
+	return best
 }
 
 // Counts is a group's data planes by state.
 type Counts struct{ Synced, Stale, Nacked, Offline int }
 
-// Counts returns the number of data planes in each state, by group.
+// Counts returns the number of this server's data planes in each state, by group.
 func (r *Registry) Counts() map[string]Counts {
 	all := map[string]Counts{}
 	for _, g := range r.all() {
@@ -192,7 +252,10 @@ func (r *Registry) group(id string) *group {
 	defer r.mu.Unlock()
 	g := r.groups[id]
 	if g == nil {
-		g = &group{id: id, server: r.cfg.Server, planes: map[string]*plane{}, waiters: map[chan struct{}]struct{}{}}
+		g = &group{
+			id: id, planes: map[string]*plane{}, order: list.New(),
+			remote: map[string]map[string]*plane{}, waiters: map[chan struct{}]struct{}{},
+		}
 		r.groups[id] = g
 	}
 	return g
@@ -211,20 +274,36 @@ func (g *group) poke() {
 
 // forget drops offline planes that are gone for too long or too many.
 func (g *group) forget(now time.Time, cfg Config) {
-	gone := len(g.planes) - g.live
-	if gone == 0 {
-		return
+	g.forgetIn(g.planes, now, cfg)
+	for _, planes := range g.remote {
+		g.forgetIn(planes, now, cfg)
 	}
-	var offlinePlanes []*plane
-	for _, p := range g.planes {
+}
+
+func (g *group) forgetIn(planes map[string]*plane, now time.Time, cfg Config) {
+	var gone []*plane
+	for _, p := range planes {
 		if !p.live() {
-			offlinePlanes = append(offlinePlanes, p)
+			gone = append(gone, p)
 		}
 	}
-	slices.SortFunc(offlinePlanes, func(a, b *plane) int { return a.seen.Compare(b.seen) })
-	for i, p := range offlinePlanes {
-		if now.Sub(p.seen) > cfg.ForgetAfter || len(offlinePlanes)-i > cfg.RememberOffline {
-			delete(g.planes, p.id)
+	slices.SortFunc(gone, func(a, b *plane) int { return a.seen.Compare(b.seen) })
+	for i, p := range gone {
+		if now.Sub(p.seen) > cfg.ForgetAfter || len(gone)-i > cfg.RememberOffline {
+			delete(planes, p.id)
+			if p.place != nil {
+				g.order.Remove(p.place)
+			}
 		}
+	}
+}
+
+// changed numbers a change of one of this server's planes.
+func (r *Registry) changed(g *group, p *plane) {
+	p.seq = r.seq.Add(1)
+	if p.place == nil {
+		p.place = g.order.PushBack(p)
+	} else {
+		g.order.MoveToBack(p.place)
 	}
 }

@@ -55,7 +55,9 @@ func (r *Registry) Wait(ctx context.Context, groupID string, spec WaitSpec, prog
 	g.mu.Lock()
 	g.waiters[wake] = struct{}{}
 	g.mu.Unlock()
+	r.waiting.Add(1)
 	defer func() {
+		r.waiting.Add(-1)
 		g.mu.Lock()
 		delete(g.waiters, wake)
 		g.mu.Unlock()
@@ -103,7 +105,7 @@ func (g *group) look(spec WaitSpec, now time.Time) (*musterv1.WaitResponse, bool
 	defer g.mu.Unlock()
 	resp := &musterv1.WaitResponse{Revision: spec.Version.Revision}
 	var missing []*plane
-	for _, p := range g.planes {
+	for _, p := range g.merged() {
 		if !p.live() {
 			continue
 		}

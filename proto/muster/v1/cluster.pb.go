@@ -1297,12 +1297,15 @@ func (x *PresenceRequest) GetSince() uint64 {
 type PresenceResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Changes with each start of the server: what was told before is void.
-	Instance   string              `protobuf:"bytes,1,opt,name=instance,proto3" json:"instance,omitempty"`
-	Until      uint64              `protobuf:"varint,2,opt,name=until,proto3" json:"until,omitempty"`
-	DataPlanes []*PresentDataPlane `protobuf:"bytes,3,rep,name=data_planes,json=dataPlanes,proto3" json:"data_planes,omitempty"`
+	Instance string `protobuf:"bytes,1,opt,name=instance,proto3" json:"instance,omitempty"`
+	Until    uint64 `protobuf:"varint,2,opt,name=until,proto3" json:"until,omitempty"`
+	// State tells only whether one is connected; the rest what it holds.
+	DataPlanes []*DataPlane `protobuf:"bytes,3,rep,name=data_planes,json=dataPlanes,proto3" json:"data_planes,omitempty"`
 	// Who answers.
-	Version       string `protobuf:"bytes,4,opt,name=version,proto3" json:"version,omitempty"`
-	AdminAddress  string `protobuf:"bytes,5,opt,name=admin_address,json=adminAddress,proto3" json:"admin_address,omitempty"`
+	Version      string `protobuf:"bytes,4,opt,name=version,proto3" json:"version,omitempty"`
+	AdminAddress string `protobuf:"bytes,5,opt,name=admin_address,json=adminAddress,proto3" json:"admin_address,omitempty"`
+	// The answer was cut: ask again at once, with until.
+	More          bool `protobuf:"varint,6,opt,name=more,proto3" json:"more,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1351,7 +1354,7 @@ func (x *PresenceResponse) GetUntil() uint64 {
 	return 0
 }
 
-func (x *PresenceResponse) GetDataPlanes() []*PresentDataPlane {
+func (x *PresenceResponse) GetDataPlanes() []*DataPlane {
 	if x != nil {
 		return x.DataPlanes
 	}
@@ -1372,57 +1375,9 @@ func (x *PresenceResponse) GetAdminAddress() string {
 	return ""
 }
 
-// PresentDataPlane is a data plane as its server knows it.
-type PresentDataPlane struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// State tells only whether it is connected; revision and epoch what it holds.
-	DataPlane *DataPlane `protobuf:"bytes,1,opt,name=data_plane,json=dataPlane,proto3" json:"data_plane,omitempty"`
-	// The server does not know it any more.
-	Forgotten     bool `protobuf:"varint,2,opt,name=forgotten,proto3" json:"forgotten,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *PresentDataPlane) Reset() {
-	*x = PresentDataPlane{}
-	mi := &file_muster_v1_cluster_proto_msgTypes[21]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *PresentDataPlane) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*PresentDataPlane) ProtoMessage() {}
-
-func (x *PresentDataPlane) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_cluster_proto_msgTypes[21]
+func (x *PresenceResponse) GetMore() bool {
 	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use PresentDataPlane.ProtoReflect.Descriptor instead.
-func (*PresentDataPlane) Descriptor() ([]byte, []int) {
-	return file_muster_v1_cluster_proto_rawDescGZIP(), []int{21}
-}
-
-func (x *PresentDataPlane) GetDataPlane() *DataPlane {
-	if x != nil {
-		return x.DataPlane
-	}
-	return nil
-}
-
-func (x *PresentDataPlane) GetForgotten() bool {
-	if x != nil {
-		return x.Forgotten
+		return x.More
 	}
 	return false
 }
@@ -1438,7 +1393,7 @@ type RememberedFleet struct {
 
 func (x *RememberedFleet) Reset() {
 	*x = RememberedFleet{}
-	mi := &file_muster_v1_cluster_proto_msgTypes[22]
+	mi := &file_muster_v1_cluster_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1450,7 +1405,7 @@ func (x *RememberedFleet) String() string {
 func (*RememberedFleet) ProtoMessage() {}
 
 func (x *RememberedFleet) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_cluster_proto_msgTypes[22]
+	mi := &file_muster_v1_cluster_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1463,7 +1418,7 @@ func (x *RememberedFleet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RememberedFleet.ProtoReflect.Descriptor instead.
 func (*RememberedFleet) Descriptor() ([]byte, []int) {
-	return file_muster_v1_cluster_proto_rawDescGZIP(), []int{22}
+	return file_muster_v1_cluster_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RememberedFleet) GetAt() *timestamppb.Timestamp {
@@ -1569,18 +1524,15 @@ const file_muster_v1_cluster_proto_rawDesc = "" +
 	"\amessage\"C\n" +
 	"\x0fPresenceRequest\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12\x14\n" +
-	"\x05since\x18\x02 \x01(\x04R\x05since\"\xc1\x01\n" +
+	"\x05since\x18\x02 \x01(\x04R\x05since\"\xce\x01\n" +
 	"\x10PresenceResponse\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12\x14\n" +
-	"\x05until\x18\x02 \x01(\x04R\x05until\x12<\n" +
-	"\vdata_planes\x18\x03 \x03(\v2\x1b.muster.v1.PresentDataPlaneR\n" +
+	"\x05until\x18\x02 \x01(\x04R\x05until\x125\n" +
+	"\vdata_planes\x18\x03 \x03(\v2\x14.muster.v1.DataPlaneR\n" +
 	"dataPlanes\x12\x18\n" +
 	"\aversion\x18\x04 \x01(\tR\aversion\x12#\n" +
-	"\radmin_address\x18\x05 \x01(\tR\fadminAddress\"e\n" +
-	"\x10PresentDataPlane\x123\n" +
-	"\n" +
-	"data_plane\x18\x01 \x01(\v2\x14.muster.v1.DataPlaneR\tdataPlane\x12\x1c\n" +
-	"\tforgotten\x18\x02 \x01(\bR\tforgotten\"t\n" +
+	"\radmin_address\x18\x05 \x01(\tR\fadminAddress\x12\x12\n" +
+	"\x04more\x18\x06 \x01(\bR\x04more\"t\n" +
 	"\x0fRememberedFleet\x12*\n" +
 	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x125\n" +
 	"\vdata_planes\x18\x02 \x03(\v2\x14.muster.v1.DataPlaneR\n" +
@@ -1608,7 +1560,7 @@ func file_muster_v1_cluster_proto_rawDescGZIP() []byte {
 	return file_muster_v1_cluster_proto_rawDescData
 }
 
-var file_muster_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_muster_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_muster_v1_cluster_proto_goTypes = []any{
 	(*Peer)(nil),                     // 0: muster.v1.Peer
 	(*ListPeersRequest)(nil),         // 1: muster.v1.ListPeersRequest
@@ -1631,46 +1583,44 @@ var file_muster_v1_cluster_proto_goTypes = []any{
 	(*PeerMessage)(nil),              // 18: muster.v1.PeerMessage
 	(*PresenceRequest)(nil),          // 19: muster.v1.PresenceRequest
 	(*PresenceResponse)(nil),         // 20: muster.v1.PresenceResponse
-	(*PresentDataPlane)(nil),         // 21: muster.v1.PresentDataPlane
-	(*RememberedFleet)(nil),          // 22: muster.v1.RememberedFleet
-	(*durationpb.Duration)(nil),      // 23: google.protobuf.Duration
-	(*DataPlane)(nil),                // 24: muster.v1.DataPlane
-	(*timestamppb.Timestamp)(nil),    // 25: google.protobuf.Timestamp
+	(*RememberedFleet)(nil),          // 21: muster.v1.RememberedFleet
+	(*durationpb.Duration)(nil),      // 22: google.protobuf.Duration
+	(*DataPlane)(nil),                // 23: muster.v1.DataPlane
+	(*timestamppb.Timestamp)(nil),    // 24: google.protobuf.Timestamp
 }
 var file_muster_v1_cluster_proto_depIdxs = []int32{
-	23, // 0: muster.v1.Peer.last_contact:type_name -> google.protobuf.Duration
+	22, // 0: muster.v1.Peer.last_contact:type_name -> google.protobuf.Duration
 	0,  // 1: muster.v1.ListPeersResponse.peers:type_name -> muster.v1.Peer
-	23, // 2: muster.v1.GetClusterStatusResponse.last_contact:type_name -> google.protobuf.Duration
+	22, // 2: muster.v1.GetClusterStatusResponse.last_contact:type_name -> google.protobuf.Duration
 	11, // 3: muster.v1.SaveSnapshotResponse.info:type_name -> muster.v1.SnapshotInfo
 	11, // 4: muster.v1.InspectSnapshotResponse.info:type_name -> muster.v1.SnapshotInfo
 	11, // 5: muster.v1.RestoreSnapshotResponse.info:type_name -> muster.v1.SnapshotInfo
 	19, // 6: muster.v1.PeerMessage.presence_request:type_name -> muster.v1.PresenceRequest
 	20, // 7: muster.v1.PeerMessage.presence_response:type_name -> muster.v1.PresenceResponse
-	21, // 8: muster.v1.PresenceResponse.data_planes:type_name -> muster.v1.PresentDataPlane
-	24, // 9: muster.v1.PresentDataPlane.data_plane:type_name -> muster.v1.DataPlane
-	25, // 10: muster.v1.RememberedFleet.at:type_name -> google.protobuf.Timestamp
-	24, // 11: muster.v1.RememberedFleet.data_planes:type_name -> muster.v1.DataPlane
-	1,  // 12: muster.v1.ClusterService.ListPeers:input_type -> muster.v1.ListPeersRequest
-	3,  // 13: muster.v1.ClusterService.GetClusterStatus:input_type -> muster.v1.GetClusterStatusRequest
-	5,  // 14: muster.v1.ClusterService.JoinCluster:input_type -> muster.v1.JoinClusterRequest
-	7,  // 15: muster.v1.ClusterService.RemovePeer:input_type -> muster.v1.RemovePeerRequest
-	9,  // 16: muster.v1.ClusterService.TransferLeader:input_type -> muster.v1.TransferLeaderRequest
-	12, // 17: muster.v1.ClusterService.SaveSnapshot:input_type -> muster.v1.SaveSnapshotRequest
-	14, // 18: muster.v1.ClusterService.InspectSnapshot:input_type -> muster.v1.InspectSnapshotRequest
-	16, // 19: muster.v1.ClusterService.RestoreSnapshot:input_type -> muster.v1.RestoreSnapshotRequest
-	2,  // 20: muster.v1.ClusterService.ListPeers:output_type -> muster.v1.ListPeersResponse
-	4,  // 21: muster.v1.ClusterService.GetClusterStatus:output_type -> muster.v1.GetClusterStatusResponse
-	6,  // 22: muster.v1.ClusterService.JoinCluster:output_type -> muster.v1.JoinClusterResponse
-	8,  // 23: muster.v1.ClusterService.RemovePeer:output_type -> muster.v1.RemovePeerResponse
-	10, // 24: muster.v1.ClusterService.TransferLeader:output_type -> muster.v1.TransferLeaderResponse
-	13, // 25: muster.v1.ClusterService.SaveSnapshot:output_type -> muster.v1.SaveSnapshotResponse
-	15, // 26: muster.v1.ClusterService.InspectSnapshot:output_type -> muster.v1.InspectSnapshotResponse
-	17, // 27: muster.v1.ClusterService.RestoreSnapshot:output_type -> muster.v1.RestoreSnapshotResponse
-	20, // [20:28] is the sub-list for method output_type
-	12, // [12:20] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	23, // 8: muster.v1.PresenceResponse.data_planes:type_name -> muster.v1.DataPlane
+	24, // 9: muster.v1.RememberedFleet.at:type_name -> google.protobuf.Timestamp
+	23, // 10: muster.v1.RememberedFleet.data_planes:type_name -> muster.v1.DataPlane
+	1,  // 11: muster.v1.ClusterService.ListPeers:input_type -> muster.v1.ListPeersRequest
+	3,  // 12: muster.v1.ClusterService.GetClusterStatus:input_type -> muster.v1.GetClusterStatusRequest
+	5,  // 13: muster.v1.ClusterService.JoinCluster:input_type -> muster.v1.JoinClusterRequest
+	7,  // 14: muster.v1.ClusterService.RemovePeer:input_type -> muster.v1.RemovePeerRequest
+	9,  // 15: muster.v1.ClusterService.TransferLeader:input_type -> muster.v1.TransferLeaderRequest
+	12, // 16: muster.v1.ClusterService.SaveSnapshot:input_type -> muster.v1.SaveSnapshotRequest
+	14, // 17: muster.v1.ClusterService.InspectSnapshot:input_type -> muster.v1.InspectSnapshotRequest
+	16, // 18: muster.v1.ClusterService.RestoreSnapshot:input_type -> muster.v1.RestoreSnapshotRequest
+	2,  // 19: muster.v1.ClusterService.ListPeers:output_type -> muster.v1.ListPeersResponse
+	4,  // 20: muster.v1.ClusterService.GetClusterStatus:output_type -> muster.v1.GetClusterStatusResponse
+	6,  // 21: muster.v1.ClusterService.JoinCluster:output_type -> muster.v1.JoinClusterResponse
+	8,  // 22: muster.v1.ClusterService.RemovePeer:output_type -> muster.v1.RemovePeerResponse
+	10, // 23: muster.v1.ClusterService.TransferLeader:output_type -> muster.v1.TransferLeaderResponse
+	13, // 24: muster.v1.ClusterService.SaveSnapshot:output_type -> muster.v1.SaveSnapshotResponse
+	15, // 25: muster.v1.ClusterService.InspectSnapshot:output_type -> muster.v1.InspectSnapshotResponse
+	17, // 26: muster.v1.ClusterService.RestoreSnapshot:output_type -> muster.v1.RestoreSnapshotResponse
+	19, // [19:27] is the sub-list for method output_type
+	11, // [11:19] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_muster_v1_cluster_proto_init() }
@@ -1693,7 +1643,7 @@ func file_muster_v1_cluster_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_muster_v1_cluster_proto_rawDesc), len(file_muster_v1_cluster_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   23,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
