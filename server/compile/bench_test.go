@@ -106,6 +106,30 @@ func BenchmarkNextFallback(b *testing.B) {
 	}
 }
 
+// One of many consumers changes: the one configuration that holds all keys.
+func BenchmarkNextOneConsumer(b *testing.B) {
+	for _, n := range []int{100, 10000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			st := newStore(b)
+			var all []*musterv1.Resource
+			for i := range n {
+				all = append(all, consumer(b, fmt.Sprintf("c%d", i)))
+			}
+			st.commit(all)
+			c, _, _ := compile.Full(st.group().View())
+			var e edit
+			e.views[0], e.changes[0] = st.commit([]*musterv1.Resource{keyed(b, "c7", "another")})
+			e.views[1], e.changes[1] = st.commit([]*musterv1.Resource{consumer(b, "c7")})
+			b.ReportAllocs()
+			stop := cpu(b)
+			for i := 0; b.Loop(); i++ {
+				c, _, _ = c.Next(e.views[i%2], e.changes[i%2])
+			}
+			stop()
+		})
+	}
+}
+
 func BenchmarkFull(b *testing.B) {
 	for _, s := range shapes {
 		for _, n := range []int{100, 10000} {

@@ -13,9 +13,11 @@ import (
 	"github.com/musterhq/muster/server/compile"
 )
 
-func consumer(t testing.TB, name string) *musterv1.Resource {
+func consumer(t testing.TB, name string) *musterv1.Resource { return keyed(t, name, "key-of-"+name) }
+
+func keyed(t testing.TB, name, key string) *musterv1.Resource {
 	return &musterv1.Resource{Kind: &musterv1.Resource_Consumer{Consumer: &musterv1.Consumer{
-		Username: name, Plugins: map[string]*structpb.Struct{"key-auth": object(t, map[string]any{"key": "key-of-" + name})},
+		Username: name, Plugins: map[string]*structpb.Struct{"key-auth": object(t, map[string]any{"key": key})},
 	}}}
 }
 

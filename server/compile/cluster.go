@@ -2,6 +2,7 @@ package compile
 
 import (
 	"fmt"
+	"math"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -53,9 +54,10 @@ func (u *upstream) problem(code, path, message, hint string) {
 	u.problems = append(u.problems, resource.Problem{Path: path, Code: code, Message: message, Hint: hint})
 }
 
-// seconds turns a number of seconds into a duration; fallback for 0.
+// seconds turns a number of seconds into a duration; fallback for 0, and for
+// what is no duration.
 func seconds(s float64, fallback time.Duration) time.Duration {
-	if s <= 0 {
+	if !(s > 0 && s < float64(math.MaxInt64/time.Second)) {
 		return fallback
 	}
 	return time.Duration(s * float64(time.Second))
