@@ -101,38 +101,3 @@ func (s *Store) applyOnce(ctx context.Context, entry []byte) (state.Result, erro
 	}
 	return s.wire.apply(ctx, leader, entry)
 }
-
-// propose commits an entry on this server, which must lead.
-func (s *Store) propose(ctx context.Context, entry []byte) (state.Result, error) {
-	if err := s.dog.check(); err != nil {
-		return state.Result{}, err
-	}
-	deadline, _ := ctx.Deadline()
-	if s.restoring.Load() {
-		return state.Result{}, errHandingOver
-	}
-	s.gate.RLock()
-	future := s.raft.Apply(entry, max(time.Until(deadline), time.Millisecond))
-	err := s.awaitLocked(ctx, future)
-	switch {
-	case err == nil:
-		a, _ := future.Response().(applied)
-		return a.result, a.err
-	case ctx.Err() != nil && errors.Is(err, ctx.Err()):
-		return state.Result{}, &unknownError{err}
-	}
-	return state.Result{}, proposeError(err)
-}
-
-// proposeError sorts raft's errors by whether the entry can have been committed.
-func proposeError(err error) error {
-	switch {
-	case errors.Is(err, raft.ErrNotLeader):
-		return &NotLeaderError{}
-	case errors.Is(err, raft.ErrLeadershipTransferInProgress):
-		return errHandingOver
-	case errors.Is(err, raft.ErrEnqueueTimeout):
-		return fmt.Errorf("%w: the leader did not take the command in time", ErrNoLeader)
-	}
-	return &unknownError{err}
-}

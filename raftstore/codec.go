@@ -36,8 +36,11 @@ const (
 	flagsKnown   = flagRequired | flagDeflate
 )
 
-// The types of entries are the field numbers of Command's oneof.
+// The types of entries are the field numbers of Command's oneof, and one for
+// several entries in one: its body is each with its length before it, as a
+// uvarint.
 const (
+	typeBatch       = 1
 	typeCreateGroup = 10
 	typeUpdateGroup = 11
 	typeDeleteGroup = 12
@@ -147,6 +150,40 @@ func decodeCommand(entry []byte) (*musterv1.Command, error) {
 		return nil, fmt.Errorf("%w: the entry is of type %d, its command of type %d", ErrPoison, typ, commandType(cmd))
 	}
 	return cmd, nil
+}
+
+// encodeBatch puts several entries into one.
+func encodeBatch(entries [][]byte) []byte {
+	size := 0
+	for _, e := range entries {
+		size += binary.MaxVarintLen32 + len(e)
+	}
+	body := make([]byte, 0, size)
+	for _, e := range entries {
+		body = append(binary.AppendUvarint(body, uint64(len(e))), e...)
+	}
+	return sealEntry(codecVersion, flagRequired, typeBatch, body)
+}
+
+// splitBatch returns the entries inside an entry: itself, unless it is a batch
+// that this version can read. The error is errDamaged.
+func splitBatch(entry []byte) ([][]byte, error) {
+	if len(entry) < headerSize || entry[2] != codecVersion || entry[3] != flagRequired || binary.BigEndian.Uint16(entry[4:]) != typeBatch {
+		return [][]byte{entry}, nil
+	}
+	if err := checkEntry(entry); err != nil {
+		return nil, err
+	}
+	var entries [][]byte
+	for rest := entry[headerSize:]; len(rest) > 0; {
+		size, n := binary.Uvarint(rest)
+		if n <= 0 || size > uint64(len(rest)-n) {
+			return nil, fmt.Errorf("batch: %w", errDamaged)
+		}
+		entries = append(entries, rest[n:n+int(size)])
+		rest = rest[n+int(size):]
+	}
+	return entries, nil
 }
 
 func deflate(data []byte) []byte {

@@ -127,6 +127,70 @@ func TestWhatAServerDoesNotKnowStopsItOrIsSkipped(t *testing.T) {
 	}
 }
 
+// TestEveryBatchEverWrittenIsStillRead is the same for several entries in one.
+func TestEveryBatchEverWrittenIsStillRead(t *testing.T) {
+	path := filepath.Join("testdata", "entries", "v1", "batch.hex")
+	names := []string{"create_group", "commit", "commit_large"}
+	if *rewrite {
+		var entries [][]byte
+		for _, name := range names {
+			entry, err := encodeCommand(examples()[name])
+			if err != nil {
+				t.Fatal(err)
+			}
+			entries = append(entries, entry)
+		}
+		if err := os.WriteFile(path, []byte(wrapHex(encodeBatch(entries))), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	batch, err := hex.DecodeString(strings.Join(strings.Fields(string(text)), ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	entries, err := splitBatch(batch)
+	if err != nil || len(entries) != len(names) {
+		t.Fatalf("%d entries, %v", len(entries), err)
+	}
+	for i, name := range names {
+		if got, err := decodeCommand(entries[i]); err != nil || !proto.Equal(got, examples()[name]) {
+			t.Errorf("%s: read %v, %v", name, got, err)
+		}
+	}
+	for bit := range len(batch) * 8 {
+		damaged := bytes.Clone(batch)
+		damaged[bit/8] ^= 1 << (bit % 8)
+		inner, err := splitBatch(damaged)
+		if err == nil && len(inner) == 1 {
+			_, err = decodeCommand(inner[0]) // it no longer passes for a batch
+		}
+		if err == nil {
+			t.Fatalf("bit %d went unnoticed", bit)
+		}
+	}
+}
+
+func FuzzSplitBatch(f *testing.F) {
+	f.Add([]byte{3, 1, 2, 3, 0})
+	f.Fuzz(func(t *testing.T, body []byte) {
+		entries, err := splitBatch(sealEntry(codecVersion, flagRequired, typeBatch, body))
+		if err != nil {
+			if !errors.Is(err, errDamaged) {
+				t.Errorf("got %v", err)
+			}
+			return
+		}
+		again, err := splitBatch(encodeBatch(entries))
+		if err != nil || len(again) != len(entries) {
+			t.Errorf("%d entries became %d, %v", len(entries), len(again), err)
+		}
+	})
+}
+
 func TestInflatingIsBounded(t *testing.T) {
 	data := deflate(make([]byte, 1001))
 	if _, err := inflate(data, 1000); !errors.Is(err, ErrTooLarge) {

@@ -40,7 +40,7 @@ func newFSM(logger *slog.Logger, published func(), halt func(error)) *fsm {
 	return f
 }
 
-// applied is what the FSM answers for one entry.
+// applied is what the FSM answers for one command.
 type applied struct {
 	result state.Result
 	err    error
@@ -49,24 +49,21 @@ type applied struct {
 // Apply carries out one entry.
 func (f *fsm) Apply(l *raft.Log) any { return f.ApplyBatch([]*raft.Log{l})[0] }
 
-// ApplyBatch carries out a batch and publishes one state for all of it.
+// ApplyBatch carries out a batch of entries and publishes one state for all of
+// it. The answer to an entry is an []applied, one for each command in it.
 func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
 	current := f.state.Load()
 	next := current
 	answers := make([]any, len(logs))
 	for i, l := range logs {
-		if f.halted != nil {
-			answers[i] = applied{err: f.halted}
-			continue
-		}
-		var a applied
+		var entry []applied
 		if l.Type == raft.LogCommand {
-			next, a = f.apply(next, l)
+			next, entry = f.applyEntry(next, l)
 		}
 		if f.halted == nil {
 			next = next.At(l.Index, l.Term)
 		}
-		answers[i] = a
+		answers[i] = entry
 	}
 	if next != current {
 		f.state.Store(next)
@@ -75,29 +72,59 @@ func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
 	return answers
 }
 
-func (f *fsm) apply(s *state.State, l *raft.Log) (*state.State, applied) {
-	cmd, err := decodeCommand(l.Data)
+// applyEntry carries out the commands of one entry: all of them, or, when one
+// cannot be understood, none.
+func (f *fsm) applyEntry(s *state.State, l *raft.Log) (*state.State, []applied) {
+	entries, err := splitBatch(l.Data)
+	if err != nil {
+		f.stop(&CorruptError{Path: fmt.Sprintf("log entry %d", l.Index), Detail: err.Error()})
+		entries = [][]byte{nil}
+	}
+	answers := make([]applied, len(entries))
+	next := s
+	for i, data := range entries {
+		if f.halted == nil {
+			next, answers[i] = f.apply(next, l.Index, data)
+		}
+	}
+	if f.halted == nil {
+		return next, answers
+	}
+	for i := range answers {
+		answers[i] = applied{err: f.halted}
+	}
+	return s, answers
+}
+
+// stop makes the state stand still.
+func (f *fsm) stop(err error) {
+	if f.halted == nil {
+		f.halted = err
+		f.halt(err)
+	}
+}
+
+func (f *fsm) apply(s *state.State, index uint64, data []byte) (*state.State, applied) {
+	cmd, err := decodeCommand(data)
 	switch {
 	case err == nil:
 	case errors.Is(err, errSkip):
-		f.logger.Warn("skipped a log entry of an unknown type", "index", l.Index)
+		f.logger.Warn("skipped a log entry of an unknown type", "index", index)
 		return s, applied{}
 	case errors.Is(err, ErrPoison):
 		// The same bytes fail alike everywhere, so all servers pass over it.
-		f.logger.Error("skipped a log entry that cannot be carried out", "index", l.Index, "error", err)
+		f.logger.Error("skipped a log entry that cannot be carried out", "index", index, "error", err)
 		return s, applied{err: err}
 	case errors.Is(err, errDamaged):
-		f.halted = &CorruptError{Path: fmt.Sprintf("log entry %d", l.Index), Detail: err.Error()}
+		f.stop(&CorruptError{Path: fmt.Sprintf("log entry %d", index), Detail: err.Error()})
+		return s, applied{}
 	default:
-		f.halted = fmt.Errorf("log entry %d: %w", l.Index, err)
-	}
-	if f.halted != nil {
-		f.halt(f.halted)
-		return s, applied{err: f.halted}
+		f.stop(fmt.Errorf("log entry %d: %w", index, err))
+		return s, applied{}
 	}
 	next, result, err := safely(s, cmd)
 	if err != nil {
-		f.logger.Error("a command made the state machine panic and was passed over", "index", l.Index, "error", err)
+		f.logger.Error("a command made the state machine panic and was passed over", "index", index, "error", err)
 		return s, applied{err: err}
 	}
 	return next, applied{result: result}

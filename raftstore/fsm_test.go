@@ -39,10 +39,10 @@ func TestABatchIsPublishedOnce(t *testing.T) {
 	if f.state.Load().Index() != 6 {
 		t.Errorf("index %d", f.state.Load().Index())
 	}
-	if a := answers[2].(applied); a.err != nil || a.result.Commit.GetRevision() != 1 {
+	if a := answers[2].([]applied)[0]; a.err != nil || a.result.Commit.GetRevision() != 1 {
 		t.Errorf("answer %+v", a)
 	}
-	if a := answers[3].(applied); !errors.Is(a.result.Err, state.ErrNotFound) {
+	if a := answers[3].([]applied)[0]; !errors.Is(a.result.Err, state.ErrNotFound) {
 		t.Errorf("answer %+v", a)
 	}
 }
@@ -61,7 +61,7 @@ func TestAnUnknownRequiredEntryHaltsTheServerBeforeIt(t *testing.T) {
 	if _, found := s.Group("h"); found || s.Index() != 3 {
 		t.Errorf("it went on: index %d", s.Index())
 	}
-	if a := answers[2].(applied); !errors.Is(a.err, ErrIncompatible) {
+	if a := answers[2].([]applied)[0]; !errors.Is(a.err, ErrIncompatible) {
 		t.Errorf("answer %+v", a)
 	}
 	f.Apply(entry(t, 6, createGroup("i")))
@@ -70,6 +70,36 @@ func TestAnUnknownRequiredEntryHaltsTheServerBeforeIt(t *testing.T) {
 	}
 	if _, err := f.Snapshot(); err == nil {
 		t.Error("a halted server takes a snapshot")
+	}
+}
+
+func TestABatchInOneEntryIsCarriedOutWhole(t *testing.T) {
+	f, published, halted := testFSM(t)
+	sealed := func(cmds ...*musterv1.Command) (out [][]byte) {
+		for _, cmd := range cmds {
+			out = append(out, entry(t, 0, cmd).Data)
+		}
+		return out
+	}
+	batch := encodeBatch(append(sealed(createGroup("g"), putService("g", "a", ""), createGroup("g"), createGroup("h")),
+		sealEntry(codecVersion, flagRequired, typeCommit, []byte{0xff}), sealEntry(codecVersion, 0, 99, nil)))
+	answers := f.Apply(&raft.Log{Index: 3, Term: 1, Type: raft.LogCommand, Data: batch}).([]applied)
+	if len(answers) != 6 || *published != 1 || f.state.Load().Index() != 3 || *halted != nil {
+		t.Fatalf("%d answers, published %d times, halted %v", len(answers), *published, *halted)
+	}
+	if answers[1].result.Commit.GetRevision() != 1 || !errors.Is(answers[2].result.Err, state.ErrExists) || answers[3].result.Group.GetId() != "h" || !errors.Is(answers[4].err, ErrPoison) {
+		t.Errorf("answers %+v", answers)
+	}
+	was := f.state.Load()
+	batch = encodeBatch(append(sealed(createGroup("i")), sealEntry(codecVersion, flagRequired, 99, nil)))
+	answers = f.Apply(&raft.Log{Index: 4, Term: 1, Type: raft.LogCommand, Data: batch}).([]applied)
+	if !errors.Is(*halted, ErrIncompatible) || f.state.Load() != was {
+		t.Error("half of a batch was carried out")
+	}
+	for _, a := range answers {
+		if !errors.Is(a.err, ErrIncompatible) {
+			t.Errorf("answer %+v", a)
+		}
 	}
 }
 
@@ -97,7 +127,7 @@ func TestADamagedEntryHaltsTheServer(t *testing.T) {
 
 func TestAPoisonedEntryIsPassedOver(t *testing.T) {
 	f, _, halted := testFSM(t)
-	a := f.Apply(&raft.Log{Index: 3, Type: raft.LogCommand, Data: sealEntry(codecVersion, flagRequired, typeCommit, []byte{0xff})}).(applied)
+	a := f.Apply(&raft.Log{Index: 3, Type: raft.LogCommand, Data: sealEntry(codecVersion, flagRequired, typeCommit, []byte{0xff})}).([]applied)[0]
 	if !errors.Is(a.err, ErrPoison) || *halted != nil {
 		t.Errorf("answer %+v, halted %v", a, *halted)
 	}

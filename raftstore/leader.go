@@ -208,11 +208,6 @@ func (s *Store) transfer(ctx context.Context, id string) error {
 // future, at the latest when it stops; Run waits for the gate, and so for this.
 func (s *Store) await(ctx context.Context, future raft.Future) error {
 	s.gate.RLock()
-	return s.awaitLocked(ctx, future)
-}
-
-// awaitLocked is await for a caller that holds the gate; it passes that on.
-func (s *Store) awaitLocked(ctx context.Context, future raft.Future) error {
 	done := make(chan error, 1)
 	go func() {
 		defer s.gate.RUnlock()

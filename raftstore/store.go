@@ -40,10 +40,12 @@ type Store struct {
 	stopped chan struct{}
 	running atomic.Bool
 
-	watch  watchers
-	turns  watchers // woken when the leader changes
-	reads  readBatcher
-	leader leadership
+	watch watchers
+	turns watchers // woken when the leader changes
+	reads readBatcher
+	// proposals are the commands to be committed while this server leads.
+	proposals proposer
+	leader    leadership
 	// failed holds the first error that ends Run.
 	failed chan error
 	// gate is held shared by each proposal until raft has answered it, and
@@ -77,6 +79,7 @@ func Open(cfg Config) (_ *Store, err error) {
 		stopped: make(chan struct{}),
 		failed:  make(chan error, 1),
 	}
+	s.proposals.wake = make(chan struct{}, 1)
 	s.reads = readBatcher{wake: make(chan struct{}, 1), stopped: s.stopped}
 	s.fsm = newFSM(cfg.Logger, s.watch.wake, s.fail)
 	if s.id, err = serverID(cfg.DataDir, cfg.ServerID); err != nil {
@@ -229,6 +232,7 @@ func (s *Store) Run(ctx context.Context) error {
 	wg.Go(func() { s.dog.Run(children) })
 	wg.Go(func() { s.lead(children, notify) })
 	wg.Go(func() { s.serveReads(children) })
+	wg.Go(func() { s.serveProposals(children) })
 	wg.Go(func() { s.catchUp(children) })
 	if s.wire != nil {
 		wg.Go(func() { s.wire.serve(children, s) })
