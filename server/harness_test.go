@@ -28,6 +28,7 @@ type node struct {
 	srv   *Server
 	admin musterv1.AdminServiceClient
 	dps   musterv1.FleetServiceClient
+	ops   musterv1.ClusterServiceClient
 	conn  *grpc.ClientConn
 	stop  func() error
 }
@@ -69,7 +70,7 @@ func start(t *testing.T, cfg Config) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &node{t: t, srv: srv, conn: conn, admin: musterv1.NewAdminServiceClient(conn), dps: musterv1.NewFleetServiceClient(conn)}
+	n := &node{t: t, srv: srv, conn: conn, admin: musterv1.NewAdminServiceClient(conn), dps: musterv1.NewFleetServiceClient(conn), ops: musterv1.NewClusterServiceClient(conn)}
 	var ended bool
 	n.stop = func() error {
 		if ended {
