@@ -15,6 +15,9 @@ type Frame struct {
 	// Upserts and Removed are what the response holds.
 	Upserts []*Resource
 	Removed []string
+	// Gone are the names that were removed where the response holds upserts only;
+	// of several responses those of the first.
+	Gone []string
 }
 
 // Parts says which kinds of change a response holds.
@@ -55,11 +58,12 @@ type Encoder struct {
 // encodeKey names a response. Sets of one lineage and revision are the same, so
 // that the revision stands for the set where the response comes from.
 type encodeKey struct {
-	to    *Set
-	from  uint64
-	fresh bool // from nothing
-	parts Parts
-	form  form
+	typeURL string // types without resources share one empty set
+	to      *Set
+	from    uint64
+	fresh   bool // from nothing
+	parts   Parts
+	form    form
 }
 
 type form uint8
@@ -101,7 +105,7 @@ func (e *Encoder) Delta(typeURL string, from, to *Set, parts Parts) []*Frame {
 	if from != nil && !from.ranges(to) {
 		return e.delta(typeURL, from, to, parts) // rare: not worth keeping
 	}
-	key := encodeKey{to: to, parts: parts, fresh: from == nil}
+	key := encodeKey{typeURL: typeURL, to: to, parts: parts, fresh: from == nil}
 	if from != nil {
 		key.from = from.version.Revision
 	}
@@ -110,16 +114,20 @@ func (e *Encoder) Delta(typeURL string, from, to *Set, parts Parts) []*Frame {
 
 func (e *Encoder) delta(typeURL string, from, to *Set, parts Parts) []*Frame {
 	var up []*Resource
-	var removed []string
+	var removed, gone []string
 	for name, r := range to.Changes(from) {
 		switch {
-		case r == nil && parts&PartRemovals != 0:
-			removed = append(removed, name)
 		case r != nil && parts&PartUpserts != 0:
 			up = append(up, r)
+		case r == nil && parts&PartRemovals != 0:
+			removed = append(removed, name)
+		case r == nil:
+			gone = append(gone, name)
 		}
 	}
-	return e.EncodeDelta(typeURL, to.String(), up, removed)
+	frames := e.EncodeDelta(typeURL, to.String(), up, removed)
+	frames[0].Gone = gone
+	return frames
 }
 
 // SotW returns the DiscoveryResponse with every resource of the set, which
@@ -129,7 +137,7 @@ func (e *Encoder) SotW(typeURL string, to *Set, wrapped bool) *Frame {
 	if wrapped {
 		f = formSotWWrapped
 	}
-	return e.get(encodeKey{to: to, fresh: true, parts: PartBoth, form: f}, func() []*Frame {
+	return e.get(encodeKey{typeURL: typeURL, to: to, fresh: true, parts: PartBoth, form: f}, func() []*Frame {
 		all := make([]*Resource, 0, to.Len())
 		for r := range to.All() {
 			all = append(all, r)

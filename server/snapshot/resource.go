@@ -61,6 +61,11 @@ const (
 	anyValue         protowire.Number = 2
 )
 
+// NewResource makes a resource that is in no snapshot.
+func NewResource(typeURL, name string, v Version, body []byte) *Resource {
+	return newResource(typeURL, name, "", v, body, nil, compile.ViewAll)
+}
+
 // newResource encodes a resource. Of an empty version it makes one from v and
 // the content.
 func newResource(typeURL, name, version string, v Version, body []byte, origins []resource.Key, view compile.View) *Resource {

@@ -41,6 +41,11 @@ type Timing struct {
 	// Linger is how long a gRPC client is left the clusters that it still asks
 	// for after it acknowledged the routes that no longer use them. Default 1s.
 	Linger time.Duration
+	// Settle is how long a stream is left to say what the client holds before
+	// anything is removed from it, and before a returning client that has not
+	// asked for clusters yet gets routes. Envoy asks for everything within a few
+	// milliseconds, in no fixed order. Default 2s.
+	Settle time.Duration
 	// CatchUp bounds how long a data plane waits that is ahead of this server.
 	// Default 10s.
 	CatchUp time.Duration
@@ -52,6 +57,7 @@ type Timing struct {
 func (t Timing) withDefaults() Timing {
 	orDefault(&t.Gate, 5*time.Second)
 	orDefault(&t.Linger, time.Second)
+	orDefault(&t.Settle, 2*time.Second)
 	orDefault(&t.CatchUp, 10*time.Second)
 	orDefault(&t.Ack, 5*time.Minute)
 	return t

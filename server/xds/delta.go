@@ -1,6 +1,7 @@
 package xds
 
 import (
+	"bytes"
 	"slices"
 	"strings"
 	"time"
@@ -84,7 +85,7 @@ func (s *session) subscribeFirst(t *track, r *request, set *snapshot.Set) error 
 // resume works out what a client that comes back holds of the set: everything
 // but the exceptions, of which there are usually none.
 func (s *session) resume(t *track, r *request, set *snapshot.Set) {
-	t.held, t.dropped, t.least = set, set, s.newest
+	t.held, t.least = set, s.newest
 	var tally snapshot.Tally
 	for name, version := range r.versions() {
 		tally.Add(name, version)
@@ -93,7 +94,7 @@ func (s *session) resume(t *track, r *request, set *snapshot.Set) {
 	if rev, ok := set.Holds(tally); ok && everything {
 		if changed, ok := set.ChangedSince(rev); ok {
 			for name, res := range changed {
-				t.except(name, res)
+				s.except(t, name, res)
 			}
 			return
 		}
@@ -107,33 +108,53 @@ func (s *session) resume(t *track, r *request, set *snapshot.Set) {
 		switch {
 		case !ok:
 			known[string(name)] = true
-			t.vanished = append(t.vanished, string(name))
+			t.leave(string(name), surplus{gone: s.newest.Version()})
 		case res.IsContent(version):
 			known[res.Name] = true
+		default:
+			t.hasOld(res.Name)
 		}
 	}
 	if t.wildcard || len(t.globs) > 0 {
 		for res := range set.All() {
 			if !known[res.Name] && t.wants(res.Name) {
-				t.ask(res.Name)
+				t.lacks(res.Name)
 			}
 		}
 	}
 	for name := range t.names.all() {
 		if !known[name] {
-			t.ask(name)
+			t.lacks(name)
 		}
 	}
 }
 
 // except notes that the client does not hold what the set holds of a name.
-func (t *track) except(name string, res *snapshot.Resource) {
+func (s *session) except(t *track, name string, res *snapshot.Resource) {
 	switch {
 	case !t.wants(name):
 	case res == nil:
-		t.vanished = append(t.vanished, name)
+		t.leave(name, surplus{gone: s.newest.Version()})
 	default:
-		t.ask(name)
+		t.hasOld(name)
+		t.lacks(name)
+	}
+}
+
+// hasOld notes that the client may hold some other content of a name than held.
+func (t *track) hasOld(name string) {
+	if t.old == nil {
+		t.old = map[string]bool{}
+	}
+	t.old[name] = true
+}
+
+// lacks notes that the client does not hold what held has of a name.
+func (t *track) lacks(name string) {
+	t.ask(name)
+	if !t.old[name] {
+		t.hasOld(name)
+		t.old[name] = false
 	}
 }
 
@@ -177,8 +198,9 @@ func (s *session) unsubscribeDelta(t *track, name string) {
 	}
 }
 
-// composeDelta returns the responses that bring the client to the set.
-func (s *session) composeDelta(t *track, set *snapshot.Set) []chunk {
+// composeDelta returns the responses that bring the client to the set, which is
+// that of the version.
+func (s *session) composeDelta(t *track, set *snapshot.Set, to snapshot.Version) []chunk {
 	parts := snapshot.PartBoth
 	if s.splits(t) {
 		parts = snapshot.PartUpserts
@@ -186,35 +208,37 @@ func (s *session) composeDelta(t *track, set *snapshot.Set) []chunk {
 	must := t.must
 	resend := t.resend && t.held != nil // else the push is whole anyway
 	t.must, t.resend = false, false
-	if t.wildcard && !resend && len(t.answers) == 0 && len(t.refused) == 0 && (parts == snapshot.PartUpserts || len(t.vanished) == 0) {
+	if t.wildcard && !resend && len(t.answers) == 0 && len(t.refused) == 0 && (parts == snapshot.PartUpserts || len(t.extra) == 0) {
 		if t.held.Same(set) && !must {
 			return nil
 		}
-		return chunksOf(s.cfg.encoder.Delta(t.typeURL, t.held, set, parts), must)
+		return s.shared(t, set, parts, must, to)
 	}
 	var c composition
 	all := true // every change is wanted
 	if t.held == nil && !t.wildcard && len(t.globs) == 0 {
-		all = t.firstNamed(set, &c)
+		all = s.firstNamed(t, set, &c, to)
 	} else {
 		for name, r := range set.Changes(t.held) {
 			switch {
 			case !t.wants(name):
 				all = false
 			case r == nil && parts == snapshot.PartUpserts:
+				t.keep(name, to)
 			default:
+				delete(t.extra, name)
 				all = c.add(t, name, r) && all
 			}
 		}
 	}
 	changed := len(c.up) + len(c.removed)
 	for name, asked := range t.answers {
-		switch r, ok := set.Get(name); {
+		switch r, ok := s.lookup(t, set, name, to); {
 		case ok:
 			c.answer(r)
 		case isGlob(name) && c.collection(set, name):
 		case asked:
-			c.removed = append(c.removed, name)
+			c.answerNone(name)
 		}
 	}
 	t.answers = nil
@@ -226,19 +250,38 @@ func (s *session) composeDelta(t *track, set *snapshot.Set) []chunk {
 		}
 	}
 	if parts == snapshot.PartBoth {
-		c.removed = append(c.removed, t.vanished...)
-		t.vanished = nil
+		for name := range t.extra {
+			if t.wants(name) && !hasName(set, name) {
+				c.answerNone(name)
+			}
+		}
+		t.extra = nil
 	}
 	if all && len(c.alone) == 0 && changed == len(c.up)+len(c.removed) && (changed > 0 || must) {
-		// What this client needs is what every client at the same place needs.
-		return chunksOf(s.cfg.encoder.Delta(t.typeURL, t.held, set, parts), must)
+		return s.shared(t, set, parts, must, to)
 	}
 	return c.chunks(s.cfg.encoder, t.typeURL, set, must)
 }
 
+// shared returns the responses that every client at the same place needs.
+func (s *session) shared(t *track, set *snapshot.Set, parts snapshot.Parts, must bool, to snapshot.Version) []chunk {
+	frames := s.cfg.encoder.Delta(t.typeURL, t.held, set, parts)
+	for _, name := range frames[0].Gone {
+		t.keep(name, to)
+	}
+	if len(t.extra) > 0 {
+		for _, f := range frames {
+			for _, r := range f.Upserts {
+				delete(t.extra, r.Name)
+			}
+		}
+	}
+	return chunksOf(frames, must)
+}
+
 // firstNamed composes the first push to a client that subscribes by name; it
 // reports whether that is the whole set.
-func (t *track) firstNamed(set *snapshot.Set, c *composition) (all bool) {
+func (s *session) firstNamed(t *track, set *snapshot.Set, c *composition, to snapshot.Version) (all bool) {
 	if t.names.base == set && len(t.names.minus) == 0 && len(t.names.plus) == 0 {
 		for r := range set.All() {
 			c.up = append(c.up, r)
@@ -246,7 +289,7 @@ func (t *track) firstNamed(set *snapshot.Set, c *composition) (all bool) {
 		return true
 	}
 	for name := range t.names.all() {
-		if r, ok := set.Get(name); ok {
+		if r, ok := s.lookup(t, set, name, to); ok {
 			c.up = append(c.up, r)
 		} else {
 			c.removed = append(c.removed, name)
@@ -255,24 +298,56 @@ func (t *track) firstNamed(set *snapshot.Set, c *composition) (all bool) {
 	return false
 }
 
+// lookup returns the resource of a name. One that is gone from the set, but that
+// routes may still refer to, is there for who asks.
+func (s *session) lookup(t *track, set *snapshot.Set, name string, to snapshot.Version) (*snapshot.Resource, bool) {
+	if r, ok := set.Get(name); ok || !s.splits(t) {
+		return r, ok
+	}
+	if x, ok := t.extra[name]; ok && x.resource != nil {
+		return x.resource, true
+	}
+	for _, at := range s.inPlay() {
+		if at == nil {
+			continue
+		}
+		if r, ok := at.Set(t.typeURL, s.client.view).Get(name); ok {
+			t.leave(name, surplus{resource: r, gone: to})
+			return r, true
+		}
+	}
+	return nil, false
+}
+
+// inPlay returns the snapshots whose clusters the client has or is about to get and
+// whose routes it has or may yet get, some of them nil.
+func (s *session) inPlay() [4]*snapshot.Snapshot {
+	at := [4]*snapshot.Snapshot{s.released, s.routesAt()}
+	if cds := s.find(compile.ClusterType); cds != nil {
+		at[2], at[3] = cds.goalAt, cds.at
+	}
+	return at
+}
+
 // answerDelta returns responses to what was asked for while a push to the set is
 // under way. What is not in the set but will come with the next push waits for
 // that: told that there is nothing, an Envoy would begin to use the nothing.
 func (s *session) answerDelta(t *track, set *snapshot.Set) []chunk {
 	var c composition
 	var next *snapshot.Set
+	at := s.newest.Version()
 	if to := s.allowed(t); to != nil {
 		next = to.Set(t.typeURL, s.client.view)
 	}
 	for name, asked := range t.answers {
-		if r, ok := set.Get(name); ok {
+		if r, ok := s.lookup(t, set, name, at); ok {
 			c.answer(r)
 		} else if next != nil && hasName(next, name) {
 			continue
 		} else if isGlob(name) && c.collection(set, name) {
 			// done
 		} else if asked {
-			c.removed = append(c.removed, name)
+			c.answerNone(name)
 		}
 		delete(t.answers, name)
 	}
@@ -295,7 +370,7 @@ type composition struct {
 	// alone are new contents of resources that were refused: each in a response of
 	// its own, so that they do no harm to others if they are refused again.
 	alone []*snapshot.Resource
-	seen  map[string]bool // names in up, kept when needed
+	seen  map[string]bool // the names of all of them, kept when needed
 }
 
 // add adds a change; it reports whether it did so without regard to refusals.
@@ -316,19 +391,37 @@ func (c *composition) add(t *track, name string, r *snapshot.Resource) bool {
 
 // answer adds a resource that may be among the changes already.
 func (c *composition) answer(r *snapshot.Resource) {
+	if c.first(r.Name) {
+		c.up = append(c.up, r)
+	}
+}
+
+// answerNone adds a removal that may be among the changes already.
+func (c *composition) answerNone(name string) {
+	if c.first(name) {
+		c.removed = append(c.removed, name)
+	}
+}
+
+// first reports whether a name is in the composition for the first time.
+func (c *composition) first(name string) bool {
 	if c.seen == nil {
-		c.seen = make(map[string]bool, len(c.up))
+		c.seen = make(map[string]bool, len(c.up)+len(c.removed))
 		for _, r := range c.up {
 			c.seen[r.Name] = true
 		}
 		for _, r := range c.alone {
 			c.seen[r.Name] = true
 		}
+		for _, name := range c.removed {
+			c.seen[name] = true
+		}
 	}
-	if !c.seen[r.Name] {
-		c.seen[r.Name] = true
-		c.up = append(c.up, r)
+	if c.seen[name] {
+		return false
 	}
+	c.seen[name] = true
+	return true
 }
 
 // collection answers a glob with its collection; false when that is empty.
@@ -366,35 +459,78 @@ func chunksOf(frames []*snapshot.Frame, must bool) []chunk {
 	return out
 }
 
-// composeRemoval returns the removals that are due when every route is at a
-// snapshot whose set is given.
-func (s *session) composeRemoval(t *track, to *snapshot.Set) []chunk {
-	if !s.delta {
-		return s.removalSotW(t, to)
-	}
-	var removed []string
-	if !t.dropped.Same(to) {
-		for name, r := range to.Changes(t.dropped) {
-			if r == nil && t.wants(name) && !hasName(t.held, name) {
-				removed = append(removed, name)
-			}
-		}
-	}
-	for _, name := range t.vanished {
-		if t.wants(name) && !hasName(t.held, name) {
-			removed = append(removed, name)
-		}
-	}
-	if len(removed) == 0 {
-		t.dropped, t.vanished = to, nil
+// composeRemoval returns the responses that take from the client what no route uses
+// any more, when every route is at the version.
+func (s *session) composeRemoval(now time.Time, t *track, at snapshot.Version) []chunk {
+	removed := s.drop(now, t, at)
+	switch {
+	case len(removed) == 0:
 		return nil
+	case !s.delta:
+		return []chunk{{kind: removal}}
 	}
+	slices.Sort(removed)
 	chunks := chunksOf(s.cfg.encoder.EncodeDelta(t.typeURL, t.held.String(), nil, removed), true)
 	for i := range chunks {
 		chunks[i].kind = removal
 	}
-	chunks[len(chunks)-1].goal = to
 	return chunks
+}
+
+// drop takes out of extra what no route uses when every route is at the version, and
+// returns it. Of what has to wait for time only, linger tells how long.
+func (s *session) drop(now time.Time, t *track, at snapshot.Version) (names []string) {
+	t.linger = time.Time{}
+	for name, x := range t.extra {
+		switch {
+		case !t.wants(name):
+			delete(t.extra, name) // the client does not ask for it any more
+			continue
+		case at.Less(x.gone) || s.inUse(name):
+			continue
+		case s.client.family != grpcClient:
+			// The client may not have asked yet for all that it has of earlier days.
+			x.due = s.began.Add(s.cfg.timing.Settle)
+		case x.due.IsZero():
+			x.due = now.Add(s.cfg.timing.Linger)
+			t.extra[name] = x
+		}
+		if now.Before(x.due) {
+			if t.linger.IsZero() || x.due.Before(t.linger) {
+				t.linger = x.due
+			}
+			continue
+		}
+		delete(t.extra, name)
+		names = append(names, name)
+	}
+	return names
+}
+
+// owes reports whether the client has something that it is to lose.
+func (s *session) owes(t *track) bool {
+	for name := range t.extra {
+		if t.wants(name) && !s.inUse(name) {
+			return true
+		}
+	}
+	return false
+}
+
+// inUse reports whether the last good version of a resource in quarantine, which
+// the client goes on using, mentions a name, or may.
+func (s *session) inUse(name string) bool {
+	for _, t := range s.tracks {
+		if t.stage != stageRoute {
+			continue
+		}
+		for _, f := range t.refused {
+			if f.unknown || f.good != nil && bytes.Contains(f.good.Body, []byte(name)) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // warm sends the endpoints of new and changed clusters with the clusters: Envoy

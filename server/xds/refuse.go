@@ -17,6 +17,7 @@ import (
 type refusal struct {
 	resource *snapshot.Resource // the refused content
 	good     *snapshot.Resource // what the client keeps; nil when it has none, or nobody knows
+	unknown  bool               // it may keep something that nobody knows
 }
 
 const (
@@ -38,9 +39,6 @@ func (s *session) refuse(now time.Time, t *track, f *flight, failure []byte) {
 	switch {
 	case f.kind == removal:
 		// Nothing can be done about it: the client keeps what it should not have.
-		if f.goal != nil {
-			t.dropped, t.vanished = f.goal, nil
-		}
 		s.nacked(t, Nacked{TypeURL: t.typeURL, Detail: detail, Refused: refusedNames(f.removed)})
 	case len(told) > 0:
 		// The client tells the refused from the rest, which it has applied.
@@ -91,11 +89,13 @@ func refusedNames(names []string) []Refused {
 func (s *session) quarantine(t *track, r *snapshot.Resource, reason string) Refused {
 	f := &refusal{resource: r}
 	if before := t.refused[r.Name]; before != nil {
-		f.good = before.good
-	} else if t.held != nil {
-		if good, ok := t.held.Get(r.Name); ok && good != r {
-			f.good = good
-		}
+		f.good, f.unknown = before.good, before.unknown
+	} else if had, exception := t.old[r.Name]; exception {
+		f.unknown = had
+	} else if t.held == nil {
+		f.unknown = !s.delta && s.resumed
+	} else if good, ok := t.held.Get(r.Name); ok && !good.SameContent(r) {
+		f.good = good
 	}
 	if t.refused == nil {
 		t.refused = map[string]*refusal{}
@@ -110,6 +110,11 @@ func (s *session) quarantine(t *track, r *snapshot.Resource, reason string) Refu
 
 // clear takes out of quarantine what an accepted response holds.
 func (t *track) clear(f *flight) (cleared []string) {
+	if len(t.old) > 0 {
+		for _, r := range f.test {
+			delete(t.old, r.Name)
+		}
+	}
 	if len(t.refused) == 0 {
 		return nil
 	}

@@ -25,7 +25,7 @@ import (
 	"github.com/musterhq/muster/server/snapshot"
 )
 
-// TestConversation runs the conversations of testdata. Each file is one fact; its
+// TestConversation runs the conversations of testdata/conversation. Each file is one fact; its
 // name begins with the item of the protocol's checklist that it holds. Rewrite
 // the answers with `go test ./server/xds -run TestConversation -rewrite`, and
 // read the difference.
@@ -35,7 +35,8 @@ import (
 //	publish [epoch=N] [rev=N]     the lines below make the next revision:
 //	                              TYPE NAME CONTENT, or - TYPE NAME to remove
 //	replace                       the lines are all there is at the next revision
-//	connect delta|sotw [envoy|grpc|muster|other] [only=TYPE] [wrapped] [listen=PORT]
+//	connect delta|sotw [envoy|grpc|muster|other] [fresh] [only=TYPE] [wrapped] [listen=PORT]
+//	                              the stream is a minute old unless it is fresh
 //	request TYPE [names=a,b] [sub=a,b] [unsub=a] [init=a@REV,b@EPOCH.REV] [nonce=N] [version=N]
 //	                              version=N is that of the response with nonce N
 //	ack TYPE [...]                answers the newest response of the type, with the
@@ -47,7 +48,7 @@ import (
 // What the session answers is shown one effect a line, each response as a client
 // decodes it: `+` a resource as name@revision, `-` a removed name.
 func TestConversation(t *testing.T) {
-	datadriven.Walk(t, "testdata", func(t *testing.T, path string) {
+	datadriven.Walk(t, "testdata/conversation", func(t *testing.T, path string) {
 		c := newConversation(t)
 		datadriven.RunTest(t, path, func(t *testing.T, d *datadriven.TestData) string {
 			return c.run(t, d)
@@ -208,6 +209,7 @@ func testCluster(name, content string) *clusterv3.Cluster {
 
 func (c *conversation) connect(t *testing.T, d *datadriven.TestData) string {
 	cl := client{family: envoyClient}
+	began := c.now.Add(-time.Minute)
 	for _, arg := range d.CmdArgs {
 		switch arg.Key {
 		case "delta", "sotw":
@@ -219,6 +221,8 @@ func (c *conversation) connect(t *testing.T, d *datadriven.TestData) string {
 			cl.family = musterClient
 		case "other":
 			cl.family = otherClient
+		case "fresh":
+			began = c.now
 		case "wrapped":
 			cl.wrapped = true
 		case "ttl":
@@ -244,7 +248,7 @@ func (c *conversation) connect(t *testing.T, d *datadriven.TestData) string {
 		cl.view.Client = compile.ViewSotW
 	}
 	cfg := &sessionConfig{encoder: c.encoder, limits: c.limits.withDefaults(), timing: Timing{}.withDefaults()}
-	c.sess = newSession(cfg, cl, c.delta, c.only, c.snap)
+	c.sess = newSession(cfg, began, cl, c.delta, c.only, c.snap)
 	c.ended = nil
 	c.names, c.newest = map[string][]string{}, map[string]uint64{}
 	return ""

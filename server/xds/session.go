@@ -22,6 +22,7 @@ type session struct {
 	client client
 	delta  bool
 	only   string // the type of a per-type stream; empty for ADS
+	began  time.Time
 
 	newest *snapshot.Snapshot
 	// released is the newest snapshot whose clusters the client has: routes may
@@ -30,6 +31,8 @@ type session struct {
 	// pinned is the snapshot that a client with a manifest is being brought to.
 	pinned *snapshot.Snapshot
 	whole  bool // the client applies revisions whole
+	// resumed: the client came back with what it held on an earlier stream.
+	resumed bool
 
 	tracks []*track // by rank
 	nonce  uint64
@@ -70,9 +73,9 @@ type effect struct {
 	synced       snapshot.Version
 }
 
-func newSession(cfg *sessionConfig, c client, delta bool, only string, first *snapshot.Snapshot) *session {
+func newSession(cfg *sessionConfig, now time.Time, c client, delta bool, only string, first *snapshot.Snapshot) *session {
 	return &session{
-		cfg: cfg, client: c, delta: delta, only: only, newest: first,
+		cfg: cfg, client: c, delta: delta, only: only, began: now, newest: first,
 		whole: c.family == musterClient,
 	}
 }
@@ -130,6 +133,10 @@ func (s *session) deadline() time.Time {
 	if len(s.parked) > 0 {
 		earliest(s.until)
 	}
+	settled := s.began.Add(s.cfg.timing.Settle)
+	if s.released == nil && s.awaitsClusters(settled.Add(-1)) {
+		earliest(settled)
+	}
 	for _, t := range s.tracks {
 		if len(t.flights) > 0 {
 			earliest(t.flights[0].sent.Add(s.cfg.timing.Ack))
@@ -137,7 +144,7 @@ func (s *session) deadline() time.Time {
 				(s.released == nil || s.released.Version().Less(t.goalAt.Version())) {
 				earliest(t.pushed.Add(s.cfg.timing.Gate))
 			}
-		} else if !t.linger.IsZero() && t.goal == nil {
+		} else if !t.linger.IsZero() && len(t.extra) > 0 && t.goal == nil {
 			earliest(t.linger)
 		}
 	}
@@ -219,6 +226,9 @@ func (s *session) take(now time.Time, r *request) error {
 	}
 	if err != nil {
 		return err
+	}
+	if first && (r.initial > 0 || len(r.version) > 0) {
+		s.resumed = true
 	}
 	if cds := s.find(compile.ClusterType); first && cds != nil && typeURL == compile.EndpointType && s.gated() {
 		for i := range cds.flights {
@@ -321,6 +331,9 @@ func (s *session) anyBusy() bool {
 func (s *session) release(now time.Time) {
 	to := s.newest
 	cds := s.find(compile.ClusterType)
+	if s.awaitsClusters(now) {
+		return
+	}
 	if cds != nil && (cds.at == nil || cds.at != s.newest && !cds.held.Same(s.newest.Set(cds.typeURL, s.client.view))) {
 		to = cds.at
 		if cds.goalAt != nil && !now.Before(cds.pushed.Add(s.cfg.timing.Gate)) {
@@ -330,6 +343,13 @@ func (s *session) release(now time.Time) {
 	if to != nil && (s.released == nil || !to.Version().Less(s.released.Version())) {
 		s.released = to
 	}
+}
+
+// awaitsClusters reports whether an Envoy that came back is about to ask for its
+// clusters. Those that it has may be out of date.
+func (s *session) awaitsClusters(now time.Time) bool {
+	return s.client.family == envoyClient && s.resumed && s.only == "" &&
+		s.find(compile.ClusterType) == nil && now.Before(s.began.Add(s.cfg.timing.Settle))
 }
 
 // allowed returns the snapshot that a type may be brought to; nil is "wait".
@@ -373,7 +393,7 @@ func (s *session) advance(now time.Time, t *track) {
 		}
 		set := to.Set(t.typeURL, s.client.view)
 		t.names.settle(set)
-		t.queue = s.compose(t, set)
+		t.queue = s.compose(now, t, set, to.Version())
 		if len(t.queue) == 0 {
 			s.arrive(t, set, to)
 			return
@@ -405,11 +425,11 @@ func (s *session) advance(now time.Time, t *track) {
 // maxFlights bounds the unacknowledged answers of a type.
 const maxFlights = 8
 
-func (s *session) compose(t *track, set *snapshot.Set) []chunk {
+func (s *session) compose(now time.Time, t *track, set *snapshot.Set, to snapshot.Version) []chunk {
 	if s.delta {
-		return s.composeDelta(t, set)
+		return s.composeDelta(t, set, to)
 	}
-	return s.composeSotW(t, set)
+	return s.composeSotW(now, t, set, to)
 }
 
 // arrive notes that the client holds a set.
@@ -417,9 +437,6 @@ func (s *session) arrive(t *track, set *snapshot.Set, at *snapshot.Snapshot) {
 	t.held, t.at, t.least = set, at, at
 	t.goal, t.goalAt = nil, nil
 	t.accepted = nil
-	if t.dropped == nil || !s.splits(t) {
-		t.dropped = set
-	}
 }
 
 // send puts a response on its way.
@@ -478,31 +495,17 @@ func (s *session) unanswered() int {
 
 // breakAway removes what no route refers to any more.
 func (s *session) breakAway(now time.Time, t *track) {
-	if t.busy() || t.goal != nil || t.held == nil {
+	if len(t.extra) == 0 || t.busy() || t.goal != nil || t.held == nil {
 		return
 	}
 	routes := s.routesAt()
-	if routes == nil || len(t.vanished) > 0 && routes.Version().Less(t.least.Version()) {
-		t.linger = time.Time{}
+	if routes == nil {
 		return
 	}
-	to := routes.Set(t.typeURL, s.client.view)
-	chunks := s.composeRemoval(t, to)
-	if len(chunks) == 0 {
-		t.linger = time.Time{}
-		return
+	if chunks := s.composeRemoval(now, t, routes.Version()); len(chunks) > 0 {
+		t.queue = chunks[1:]
+		s.send(now, t, chunks[0])
 	}
-	if s.client.family == grpcClient {
-		if t.linger.IsZero() {
-			t.linger = now.Add(s.cfg.timing.Linger)
-		}
-		if now.Before(t.linger) {
-			return
-		}
-		t.linger = time.Time{}
-	}
-	t.queue = chunks[1:]
-	s.send(now, t, chunks[0])
 }
 
 // settle reports the version up to which the client holds everything.
@@ -511,10 +514,10 @@ func (s *session) settle() {
 		return
 	}
 	for _, t := range s.tracks {
-		if t.at != s.newest || t.busy() || len(t.answers) > 0 || len(t.vanished) > 0 {
+		if t.at != s.newest || t.busy() || len(t.answers) > 0 {
 			return
 		}
-		if s.splits(t) && !t.dropped.Same(t.held) {
+		if s.owes(t) {
 			return
 		}
 	}
@@ -546,12 +549,6 @@ func (s *session) acknowledge(now time.Time, t *track, f *flight) {
 	for _, r := range f.test {
 		if t.accepted != nil {
 			t.accepted[r.Name] = true
-		}
-	}
-	if f.goal != nil {
-		t.dropped = f.goal
-		if f.kind == removal {
-			t.vanished = nil
 		}
 	}
 	if s.landed(t) {

@@ -3,6 +3,9 @@ package xds
 import (
 	"time"
 
+	"google.golang.org/protobuf/encoding/protowire"
+
+	"github.com/musterhq/muster/server/compile"
 	"github.com/musterhq/muster/server/snapshot"
 )
 
@@ -13,7 +16,7 @@ func (s *session) takeSotW(now time.Time, t *track, r *request, first bool) erro
 		// A nonce would be of an earlier stream.
 	case len(r.nonce) == 0:
 		// The client has forgotten the type: begin anew.
-		t.flights, t.queue, t.goal, t.goalAt, t.held, t.deaf = nil, nil, nil, nil, nil, false
+		t.flights, t.queue, t.goal, t.goalAt, t.held, t.extra, t.deaf = nil, nil, nil, nil, nil, nil, false
 		t.must = true
 	default:
 		n, ok := parseNonce(r.nonce)
@@ -43,7 +46,7 @@ func (s *session) takeSotW(now time.Time, t *track, r *request, first bool) erro
 	if t.wildcard && t.names.len() == 0 && t.complete && string(r.version) == set.String() {
 		// The client comes back with everything. Only for a pure wildcard does an
 		// equal version mean that. [P]
-		t.held, t.dropped, t.least, t.must = set, set, s.newest, false
+		t.held, t.least, t.must = set, s.newest, false
 	}
 	return nil
 }
@@ -102,29 +105,38 @@ func (s *session) namesSotW(t *track, r *request) error {
 	return nil
 }
 
-// composeSotW returns the responses that bring the client to the set.
-func (s *session) composeSotW(t *track, set *snapshot.Set) []chunk {
+// composeSotW returns the responses that bring the client to the set, which is that
+// of the version.
+func (s *session) composeSotW(now time.Time, t *track, set *snapshot.Set, to snapshot.Version) []chunk {
 	var c composition
 	gone := false
 	if t.held == nil && !t.wildcard {
-		t.firstNamed(set, &c)
+		s.firstNamed(t, set, &c, to)
+		missing := c.removed
 		c.removed = nil
+		for _, name := range missing {
+			s.nothing(t, &c, name)
+		}
 	} else {
 		for name, r := range set.Changes(t.held) {
-			if !t.wants(name) {
-				continue
-			}
-			if r == nil {
-				gone = gone || !s.splits(t)
-			} else {
+			switch {
+			case !t.wants(name):
+			case r != nil:
+				delete(t.extra, name)
 				c.add(t, name, r)
+			case s.splits(t) && t.complete:
+				t.keep(name, to)
+			default:
+				gone = true // where that can be said
 			}
 		}
 	}
 	asked := len(t.answers) > 0
 	for name := range t.answers {
-		if r, ok := set.Get(name); ok {
+		if r, ok := s.lookup(t, set, name, to); ok {
 			c.answer(r)
+		} else {
+			s.nothing(t, &c, name)
 		}
 	}
 	must := t.must
@@ -135,28 +147,37 @@ func (s *session) composeSotW(t *track, set *snapshot.Set) []chunk {
 	if len(c.up)+len(c.alone) == 0 && !gone && !asked && !must {
 		return nil
 	}
-	var surplus *snapshot.Set
-	if s.splits(t) && t.held != nil {
-		surplus = t.dropped
-		// gRPC acknowledges a route before it asks for its clusters.
-		if routes := s.routesAt(); routes != nil && s.client.family != grpcClient {
-			surplus = routes.Set(t.typeURL, s.client.view)
-		}
+	if routes := s.routesAt(); routes != nil && s.client.family != grpcClient {
+		s.drop(now, t, routes.Version()) // there is a response anyway
 	}
 	if len(c.alone) == 0 {
-		return []chunk{{test: c.up, goal: surplus}}
+		return []chunk{{test: c.up}}
 	}
 	// Each new content of what was refused is tried by itself.
 	t.accepted = map[string]bool{}
 	var out []chunk
 	if len(c.up) > 0 || gone || asked || must {
-		out = append(out, chunk{test: c.up, goal: surplus})
+		out = append(out, chunk{test: c.up})
 	}
 	for _, r := range c.alone {
-		out = append(out, chunk{test: []*snapshot.Resource{r}, goal: surplus})
+		out = append(out, chunk{test: []*snapshot.Resource{r}})
 	}
 	return out
 }
+
+// nothing answers for a name that does not exist. The protocol has no word for
+// that, and most clients find out by waiting. An Envoy that waits for endpoints does
+// not acknowledge the clusters: it is told that there are none.
+func (s *session) nothing(t *track, c *composition, name string) {
+	if t.typeURL != compile.EndpointType || s.client.family == grpcClient {
+		return
+	}
+	body := protowire.AppendTag(nil, assignmentCluster, protowire.BytesType)
+	c.answer(snapshot.NewResource(t.typeURL, name, snapshot.Version{}, protowire.AppendString(body, name)))
+}
+
+// assignmentCluster is the number of ClusterLoadAssignment.cluster_name.
+const assignmentCluster protowire.Number = 1
 
 // partial returns responses of what is new, for types where a response need not
 // hold everything.
@@ -187,15 +208,13 @@ const maxPartial = 3 << 20
 
 // frameSotW encodes a response that holds everything: what the client should
 // have, but what has not been tried yet, and is not in test, as the client has
-// it, and what is in quarantine at its last good version.
+// it, what is in quarantine at its last good version, and what it keeps for now.
 func (s *session) frameSotW(t *track, c *chunk) *snapshot.Frame {
 	set := t.goal
 	if set == nil {
 		set = t.held
 	}
-	plain := t.wildcard && len(t.refused) == 0 && t.accepted == nil
-	extra := surplusOf(t, set, c.goal)
-	if plain && len(extra) == 0 {
+	if t.wildcard && len(t.refused) == 0 && t.accepted == nil && len(t.extra) == 0 {
 		return s.cfg.encoder.SotW(t.typeURL, set, s.client.wrapped)
 	}
 	version := set.String()
@@ -206,7 +225,7 @@ func (s *session) frameSotW(t *track, c *chunk) *snapshot.Frame {
 			test[r.Name] = true
 		}
 		version += "~" + string(appendNonce(nil, s.nonce+1))
-	} else if len(extra) > 0 {
+	} else if len(t.extra) > 0 {
 		version += "+"
 	}
 	var up []*snapshot.Resource
@@ -231,7 +250,11 @@ func (s *session) frameSotW(t *track, c *chunk) *snapshot.Frame {
 			}
 		}
 	}
-	up = append(up, extra...)
+	for name, x := range t.extra {
+		if t.wants(name) {
+			up = append(up, x.resource)
+		}
+	}
 	return s.cfg.encoder.EncodeSotW(t.typeURL, version, up, s.client.wrapped)
 }
 
@@ -249,43 +272,4 @@ func (t *track) before(r *snapshot.Resource) *snapshot.Resource {
 		return f.good
 	}
 	return held
-}
-
-// surplusOf returns what the client keeps for now although it is not in the set:
-// what the routes may still refer to.
-func surplusOf(t *track, set, surplus *snapshot.Set) []*snapshot.Resource {
-	if surplus == nil || surplus.Same(set) {
-		return nil
-	}
-	var out []*snapshot.Resource
-	for name, r := range set.Changes(surplus) {
-		if r != nil || !t.wants(name) {
-			continue
-		}
-		if r, ok := surplus.Get(name); ok {
-			out = append(out, r)
-		}
-	}
-	return out
-}
-
-// removalSotW returns the response without what no route refers to any more,
-// where the client holds such.
-func (s *session) removalSotW(t *track, to *snapshot.Set) []chunk {
-	if !t.complete {
-		t.dropped = to // a removal cannot be said
-		return nil
-	}
-	due := false
-	for _, r := range surplusOf(t, t.held, t.dropped) {
-		if !hasName(to, r.Name) {
-			due = true
-			break
-		}
-	}
-	if !due {
-		t.dropped = to
-		return nil
-	}
-	return []chunk{{kind: removal, goal: to}}
 }

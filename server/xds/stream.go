@@ -185,7 +185,7 @@ func (st *stream) begin(b []byte) error {
 	st.info, st.feed = info, feed
 	// Read again, with the lock: a wake-up before this moment found no session.
 	if current := feed.Current(); current != nil {
-		st.sess = newSession(&st.srv.session, c, st.delta, st.only, current)
+		st.sess = newSession(&st.srv.session, time.Now(), c, st.delta, st.only, current)
 		st.newest.Store(current.Version().Revision)
 	}
 	ready := st.sess != nil

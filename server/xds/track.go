@@ -68,8 +68,8 @@ func orderOf(typeURL string) (order, int) {
 //
 // What the client holds of the type is what held holds of the names it subscribes
 // to, apart from exceptions: names in answers are to be sent whatever their
-// version, those in vanished to be removed, and those in refused are at an older
-// version or absent.
+// version, those in extra the client has besides, and those in refused are at an
+// older version or absent.
 type track struct {
 	order
 	rank int
@@ -80,12 +80,14 @@ type track struct {
 	globs    []string // prefixes of xdstp collections
 
 	// What the client holds.
-	held     *snapshot.Set
-	at       *snapshot.Snapshot // the newest snapshot whose resources held are; nil while exceptions are on their way
-	least    *snapshot.Snapshot // no push may lead to an older one
-	dropped  *snapshot.Set      // split types: removals are acknowledged up to here
-	vanished []string
-	refused  map[string]*refusal
+	held  *snapshot.Set
+	at    *snapshot.Snapshot // the newest snapshot whose resources held are; nil while exceptions are on their way
+	least *snapshot.Snapshot // no push may lead to an older one
+	// extra is what the client has though it is gone: of split types until no route
+	// uses it, of others until the next push.
+	extra   map[string]surplus
+	refused map[string]*refusal
+	old     map[string]bool // names of which the client came back with other content (true) or none
 
 	// What is to be sent, and on its way.
 	answers map[string]bool // false: sent if it exists, nobody asked
@@ -96,8 +98,8 @@ type track struct {
 	pushed  time.Time // when the push began
 	queue   []chunk
 	flights []flight
-	trials  int // parts of refused responses that were sent in this push
-	linger  time.Time
+	trials  int       // parts of refused responses that were sent in this push
+	linger  time.Time // when removals are due; zero when none waits for time
 
 	// State of the world only.
 	sent     uint64 // the newest nonce
@@ -112,7 +114,6 @@ type chunk struct {
 	kind    chunkKind
 	test    []*snapshot.Resource // what is new to the client in it
 	removed []string
-	goal    *snapshot.Set // of the last of some removals: where they lead
 }
 
 type chunkKind uint8
@@ -202,4 +203,34 @@ func sameParams(a, b string) bool {
 		}
 	}
 	return true
+}
+
+// surplus is a resource that is gone from the set, but not from the client.
+type surplus struct {
+	resource *snapshot.Resource // nil when nobody knows
+	// gone is the version at which it was gone for certain: the client may lose it
+	// when every route is there.
+	gone snapshot.Version
+	due  time.Time // when the client may lose it, of those that linger
+}
+
+// keep notes that the client keeps, for now, a resource that is gone at the version.
+func (t *track) keep(name string, gone snapshot.Version) {
+	if t.held == nil || !t.wants(name) {
+		return
+	}
+	r, ok := t.held.Get(name)
+	if f := t.refused[name]; f != nil && ok && r.SameContent(f.resource) {
+		r, ok = f.good, f.good != nil || f.unknown
+	}
+	if ok {
+		t.leave(name, surplus{resource: r, gone: gone})
+	}
+}
+
+func (t *track) leave(name string, x surplus) {
+	if t.extra == nil {
+		t.extra = map[string]surplus{}
+	}
+	t.extra[name] = x
 }
