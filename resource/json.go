@@ -167,5 +167,9 @@ func tooDeep(at span) *syntaxError {
 }
 
 func tooManyNodes(at span) *syntaxError {
-	return &syntaxError{at: at, code: CodeTooLarge, message: fmt.Sprintf("the text holds more than %d values", maxNodes), hint: "split it, or use fewer YAML aliases"}
+	return &syntaxError{at: at, code: CodeTooLarge, message: fmt.Sprintf("the text holds more than %d values", maxNodes), hint: "split it"}
+}
+
+func tooManyRepeated(at span) *syntaxError {
+	return &syntaxError{at: at, code: CodeTooLarge, message: fmt.Sprintf("YAML aliases repeat more than %d values", maxRepeated), hint: "write values out, or split the text"}
 }

@@ -8,9 +8,10 @@ const (
 	maxFileSize   = 64 << 20
 	// maxDepth bounds how deep lists and objects nest.
 	maxDepth = 100
-	// maxNodes bounds the values of one text, those repeated by aliases counted
-	// each time.
-	maxNodes = 4 << 20
+	// maxNodes bounds the values of one text, maxRepeated those that YAML's aliases
+	// and merges repeat, which cost no text.
+	maxNodes    = 4 << 20
+	maxRepeated = 1 << 18
 )
 
 // nodeKind is the type of a value, as in JSON.

@@ -127,9 +127,10 @@ type yamlConverter struct {
 	anchors map[string]*node
 	// open holds the anchors whose value is being read, which must not refer to
 	// themselves.
-	open    []string
-	nodes   int
-	failure *syntaxError
+	open []string
+	// nodes counts the values written out, repeated those that aliases repeat.
+	nodes, repeated int
+	failure         *syntaxError
 }
 
 func (c *yamlConverter) fail(at *token.Token, code, message, hint string) *node {
@@ -245,8 +246,8 @@ func (c *yamlConverter) merge(m, from *node) {
 				m.fields = append(m.fields, f)
 			}
 		}
-		if c.nodes += len(from.fields); c.nodes > maxNodes {
-			c.failure = tooManyNodes(m.at)
+		if c.repeated += len(from.fields); c.repeated > maxRepeated {
+			c.failure = tooManyRepeated(m.at)
 		}
 	case from.kind == listNode:
 		for _, item := range from.items {
@@ -311,10 +312,10 @@ func (c *yamlConverter) alias(n *ast.AliasNode, depth int) *node {
 	return target
 }
 
-// count adds a repeated tree to the number of nodes and checks its depth.
+// count adds a repeated tree to the number of values and checks its depth.
 func (c *yamlConverter) count(n *node, depth int) bool {
-	if c.nodes++; c.nodes > maxNodes {
-		c.failure = tooManyNodes(n.at)
+	if c.repeated++; c.repeated > maxRepeated {
+		c.failure = tooManyRepeated(n.at)
 		return false
 	}
 	if depth > maxDepth {
