@@ -274,6 +274,7 @@ func newEndpoint(lb *endpointv3.LbEndpoint, names bool) (endpoint, error) {
 	e.port = sa.GetPortValue()
 	e.hostname = lb.GetEndpoint().GetHostname()
 	e.checkPort = lb.GetEndpoint().GetHealthCheckConfig().GetPortValue()
+	e.checkHost = lb.GetEndpoint().GetHealthCheckConfig().GetHostname()
 	if e.port == 0 || e.port > 65535 {
 		return e, fmt.Errorf("port %d is invalid", e.port)
 	}

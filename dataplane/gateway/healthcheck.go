@@ -199,6 +199,8 @@ func (hc *healthCheck) checkHTTP(ctx context.Context, c *cluster, e *endpoint, a
 	u := &url.URL{Scheme: scheme, Host: address, Opaque: path, RawQuery: query}
 	req := (&http.Request{Method: h.method, URL: u, Header: http.Header{"User-Agent": {"muster-gateway/hc"}}, Host: address}).WithContext(ctx)
 	switch {
+	case e.checkHost != "":
+		req.Host = e.checkHost
 	case h.host != "":
 		req.Host = h.host
 	case e.hostname != "":

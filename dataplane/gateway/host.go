@@ -35,6 +35,7 @@ type endpoint struct {
 	priority   uint32
 	unhealthy  bool // the assignment says so
 	checkPort  uint32
+	checkHost  string // the Host of an active check
 	resolvable string // a DNS name to resolve instead of an address
 	port       uint32
 }

@@ -33,7 +33,7 @@ envoy.config.endpoint.v3.LocalityLbEndpoints: locality lb_endpoints load_balanci
 envoy.config.core.v3.Locality: region zone sub_zone
 envoy.config.endpoint.v3.LbEndpoint: endpoint health_status load_balancing_weight
 envoy.config.endpoint.v3.Endpoint: address hostname health_check_config
-envoy.config.endpoint.v3.Endpoint.HealthCheckConfig: port_value
+envoy.config.endpoint.v3.Endpoint.HealthCheckConfig: port_value hostname
 envoy.config.core.v3.Address: socket_address
 envoy.config.core.v3.SocketAddress: protocol address port_value
 envoy.config.core.v3.ConfigSource: ads resource_api_version
