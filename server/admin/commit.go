@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 
 	musterv1 "github.com/musterhq/muster/proto/muster/v1"
@@ -22,43 +23,82 @@ func (s *Service) Commit(ctx context.Context, req *musterv1.CommitRequest) (*mus
 	if err != nil {
 		return nil, toStatus(err)
 	}
+	resp, err := s.judged(ctx, req.GetGroup(), req.GetDryRun(), func(g *state.Group) (*musterv1.CommitResponse, error) {
+		return s.commit(ctx, g, req, changes)
+	})
+	return resp, toStatus(err)
+}
+
+// judged evaluates and proposes a transaction on a group. The leader's own state
+// is new enough for that: what a transaction passes by is checked again when it
+// is applied, and the majority is asked only once, by the proposal itself. But a
+// refusal may be due to the state of a leader that is none any more, so before
+// it is told, the state is made certain and the transaction judged again.
+func (s *Service) judged(ctx context.Context, group string, certain bool, do func(*state.Group) (*musterv1.CommitResponse, error)) (*musterv1.CommitResponse, error) {
+	_, _, leader := s.cfg.Store.Leader()
+	certain = certain || !leader
 	for try := 1; ; try++ {
-		resp, pinned, err := s.commit(ctx, req, changes)
-		var conflict *state.RevisionConflict
-		if pinned && try < unmaskTries && errors.As(err, &conflict) {
-			continue
+		g, err := s.readGroup(ctx, group, !certain)
+		var resp *musterv1.CommitResponse
+		if err == nil {
+			resp, err = do(g)
 		}
-		return resp, toStatus(err)
+		var pinned *pinnedConflict
+		switch {
+		case err == nil:
+			return resp, nil
+		case errors.As(err, &pinned) && try < unmaskTries:
+		case !certain && isRefusal(err):
+			certain = true
+		default:
+			return nil, err
+		}
 	}
 }
 
-// commit evaluates and proposes once. pinned says that the revision was
-// expected by this server, not by the caller.
-func (s *Service) commit(ctx context.Context, req *musterv1.CommitRequest, changes []*musterv1.Change) (resp *musterv1.CommitResponse, pinned bool, err error) {
-	g, err := s.readGroup(ctx, req.GetGroup(), false)
-	if err != nil {
-		return nil, false, err
+// isRefusal tells whether an error says something about the state.
+func isRefusal(err error) bool {
+	switch classify(err).code {
+	case codes.InvalidArgument, codes.NotFound, codes.AlreadyExists, codes.Aborted, codes.FailedPrecondition, codes.OutOfRange:
+		return true
 	}
+	return false
+}
+
+// pinnedConflict is a conflict with a revision that this server expected, not
+// the caller.
+type pinnedConflict struct{ *state.RevisionConflict }
+
+func (e *pinnedConflict) Unwrap() error { return e.RevisionConflict }
+
+// commit evaluates and proposes once.
+func (s *Service) commit(ctx context.Context, g *state.Group, req *musterv1.CommitRequest, changes []*musterv1.Change) (*musterv1.CommitResponse, error) {
 	cmd := &musterv1.CommitCommand{
 		Group:            g.ID(),
 		ExpectedRevision: req.ExpectedRevision,
 		Message:          req.GetMessage(),
 	}
 	var restored bool
+	var err error
 	cmd.Changes, restored, err = s.unmaskAll(g, changes)
 	if err != nil {
-		return nil, false, err
+		return nil, err
 	}
 	if err := s.checkObjects(cmd.Changes); err != nil {
-		return nil, false, err
+		return nil, err
 	}
-	if restored && cmd.ExpectedRevision == nil {
+	pinned := restored && cmd.ExpectedRevision == nil
+	if pinned {
 		// The stored secrets were read at this revision: were they replaced before
 		// this transaction is applied, it would bring the old ones back.
-		cmd.ExpectedRevision, pinned = proto.Uint64(g.Revision()), true
+		cmd.ExpectedRevision = proto.Uint64(g.Revision())
 	}
-	resp, err = s.propose(ctx, g, cmd, req.GetRequestId(), req.GetDryRun())
-	return resp, pinned, err
+	resp, err := s.propose(ctx, g, cmd, req.GetRequestId(), req.GetDryRun())
+	var conflict *state.RevisionConflict
+	if pinned && errors.As(err, &conflict) {
+		return nil, &pinnedConflict{conflict}
+	}
+	return resp, err
 }
 
 // propose is the common end of Commit and Rollback.
@@ -143,16 +183,14 @@ func (s *Service) Rollback(ctx context.Context, req *musterv1.RollbackRequest) (
 	if req.GetToRevision() == 0 {
 		return nil, toStatus(requiredField("to_revision"))
 	}
-	g, err := s.readGroup(ctx, req.GetGroup(), false)
-	if err != nil {
-		return nil, toStatus(err)
-	}
-	resp, err := s.propose(ctx, g, &musterv1.CommitCommand{
-		Group:            g.ID(),
-		ExpectedRevision: req.ExpectedRevision,
-		Message:          req.GetMessage(),
-		RollbackTo:       req.GetToRevision(),
-	}, req.GetRequestId(), req.GetDryRun())
+	resp, err := s.judged(ctx, req.GetGroup(), req.GetDryRun(), func(g *state.Group) (*musterv1.CommitResponse, error) {
+		return s.propose(ctx, g, &musterv1.CommitCommand{
+			Group:            g.ID(),
+			ExpectedRevision: req.ExpectedRevision,
+			Message:          req.GetMessage(),
+			RollbackTo:       req.GetToRevision(),
+		}, req.GetRequestId(), req.GetDryRun())
+	})
 	if err != nil {
 		return nil, toStatus(err)
 	}

@@ -315,3 +315,42 @@ func TestNoAnswerOfADiffOrDryRunHoldsASecret(t *testing.T) {
 		}
 	}
 }
+
+func TestALeaderAsksTheMajorityOnceForAWriteThatPasses(t *testing.T) {
+	h := newHarness(t)
+	h.group("g")
+	reads := h.store.reads
+	h.commit(put(serviceOf("pay", "10.0.0.1")))
+	if h.store.reads != reads {
+		t.Fatalf("a write asked for the read index %d times", h.store.reads-reads)
+	}
+}
+
+// A leader that has been replaced and does not know it must not refuse anything
+// by its old state.
+func TestARefusalIsByTheNewestState(t *testing.T) {
+	h := newHarness(t)
+	h.group("g")
+	h.store.mu.Lock()
+	// What ReadIndex finds out about: the new leader has made the service.
+	h.store.onRead = func(f *fakeStore) {
+		f.commit(&musterv1.Command{Author: "other", Command: &musterv1.Command_Commit{Commit: &musterv1.CommitCommand{Group: "g", Changes: []*musterv1.Change{put(serviceOf("pay", "10.0.0.1"))}}}})
+	}
+	h.store.mu.Unlock()
+	if resp := h.commit(put(routeOf("r", "pay", "/pay"))); resp.GetRevision() != 2 {
+		t.Fatalf("revision = %d, want 2", resp.GetRevision())
+	}
+}
+
+func TestAFollowerReadsBeforeItJudges(t *testing.T) {
+	h := newHarness(t)
+	h.group("g")
+	h.store.mu.Lock()
+	h.store.follower = true
+	reads := h.store.reads
+	h.store.mu.Unlock()
+	h.commit(put(serviceOf("pay", "10.0.0.1")))
+	if h.store.reads != reads+1 {
+		t.Fatalf("read %d times, want once", h.store.reads-reads)
+	}
+}

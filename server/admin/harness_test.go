@@ -34,6 +34,10 @@ type fakeStore struct {
 	st *state.State
 	// before, when set, runs ahead of each Apply: what others do meanwhile.
 	before func(*fakeStore)
+	// onRead runs within the next ReadIndex: what this server did not know of.
+	onRead func(*fakeStore)
+	// follower makes another server lead.
+	follower bool
 	// fail is what Apply and ReadIndex return.
 	fail    error
 	applied int
@@ -71,12 +75,21 @@ func (f *fakeStore) State() *state.State {
 
 func (f *fakeStore) ReadIndex(context.Context) error {
 	f.mu.Lock()
-	defer f.mu.Unlock()
+	onRead, fail := f.onRead, f.fail
+	f.onRead = nil
 	f.reads++
-	return f.fail
+	f.mu.Unlock()
+	if onRead != nil {
+		onRead(f)
+	}
+	return fail
 }
 
-func (f *fakeStore) Leader() (string, string, bool) { return "srv-1", "127.0.0.1:7100", true }
+func (f *fakeStore) Leader() (string, string, bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return "srv-1", "127.0.0.1:7100", !f.follower
+}
 
 // fakeCompiler cannot compile services with this description.
 type fakeCompiler struct{}
