@@ -36,9 +36,10 @@ func (s *Server) adminServer(checks *health.Server) *grpc.Server {
 		grpc.MaxConcurrentStreams(maxAdminStreams),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}),
-		// Recovery outermost: a panic in any interceptor is answered too.
-		grpc.ChainUnaryInterceptor(s.recoverUnary, s.auth.Unary),
-		grpc.ChainStreamInterceptor(s.recoverStream, s.auth.Stream),
+		// The metrics see what callers see, refusals and panics included; the
+		// recovery stands before everything that could panic.
+		grpc.ChainUnaryInterceptor(s.calls.unary, s.recoverUnary, s.auth.Unary),
+		grpc.ChainStreamInterceptor(s.calls.stream, s.recoverStream, s.auth.Stream),
 	)
 	s.admin.Register(srv)
 	grpc_health_v1.RegisterHealthServer(srv, checks)

@@ -53,6 +53,9 @@ type Config struct {
 
 	// Keys are the API keys of the admin port. Required.
 	Keys *auth.Keys
+	// KeysFile, when set, is the file that Keys came from: it is followed, so that
+	// keys come and go without a restart.
+	KeysFile string
 	// AdminTLS and XDSTLS are the certificate files of the two ports. Without
 	// them a port must be on loopback and Insecure set.
 	AdminTLS, XDSTLS auth.TLSFiles

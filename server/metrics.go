@@ -4,6 +4,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"github.com/musterhq/muster/raftstore"
 	"github.com/musterhq/muster/server/fleet"
 )
 
@@ -47,8 +48,10 @@ func newMetrics() *metrics {
 	return m
 }
 
-// follow adds what the fleet knows, computed when it is asked for.
-func (m *metrics) follow(r *fleet.Registry) { m.registry.MustRegister(&fleetCollector{r}) }
+// follow adds what the fleet and the store know, computed when it is asked for.
+func (m *metrics) follow(r *fleet.Registry, store *raftstore.Store) {
+	m.registry.MustRegister(&fleetCollector{r}, &storeCollector{store})
+}
 
 // fleetCollector counts the data planes of each group by state.
 type fleetCollector struct{ fleet *fleet.Registry }

@@ -31,8 +31,8 @@ func (s *Server) Run(ctx context.Context) error {
 	parts := newChildren(ctx)
 	// The store comes first: nothing can be answered without it.
 	store := parts.start("store", s.store.Run)
-	// Certificates are followed before a port is open that uses them.
-	certs := s.followCertificates(parts)
+	// Certificates and keys are followed before a port is open that uses them.
+	files := s.followFiles(parts)
 	// The publisher waits for the store to catch up. Until it has, the ports
 	// refuse with UNAVAILABLE, which sends clients to another server.
 	publisher := parts.start("publisher", s.pub.run)
@@ -72,7 +72,7 @@ func (s *Server) Run(ctx context.Context) error {
 	present.stop()
 	// 5. The publisher follows the store, so it goes before it.
 	publisher.stop()
-	for _, c := range certs {
+	for _, c := range files {
 		c.stop()
 	}
 	// 6. The store last: until here a call under way could still be answered.
@@ -177,11 +177,17 @@ func serving(serve func() error) func(context.Context) error {
 	}
 }
 
-func (s *Server) followCertificates(parts *children) (running []*child) {
+// followFiles follows the certificates and API keys.
+func (s *Server) followFiles(parts *children) (running []*child) {
+	if s.cfg.KeysFile != "" {
+		running = append(running, parts.start("API key reload", func(ctx context.Context) error {
+			return s.cfg.Keys.Follow(ctx, s.cfg.KeysFile, reloadInterval, s.cfg.Logger)
+		}))
+	}
 	for _, t := range []*auth.TLS{s.adminTLS, s.xdsTLS} {
 		if t != nil {
 			running = append(running, parts.start("certificate reload", func(ctx context.Context) error {
-				return t.Run(ctx, tlsReloadInterval)
+				return t.Run(ctx, reloadInterval)
 			}))
 		}
 	}

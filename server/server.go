@@ -24,8 +24,8 @@ import (
 	"github.com/musterhq/muster/server/xds"
 )
 
-// tlsReloadInterval is how often certificate files are looked at.
-const tlsReloadInterval = 10 * time.Second
+// reloadInterval is how often the files of certificates and keys are looked at.
+const reloadInterval = 10 * time.Second
 
 // firstPublication is how long a data plane may wait for its group to be
 // published for the first time.
@@ -36,6 +36,7 @@ type Server struct {
 	cfg     Config
 	store   *raftstore.Store
 	metrics *metrics
+	calls   *callMetrics
 	fleet   *fleet.Registry
 	pub     *publisher
 	present *presence
@@ -76,7 +77,7 @@ func New(cfg Config) (_ *Server, err error) {
 	})
 	s.present = newPresence(s.store, s.fleet, cfg.DataDir, cfg.Version, s.adminLn.Addr().String(), cfg.Logger)
 	s.pub = newPublisher(s.store, s.fleet, s.metrics, cfg.Logger, time.Now)
-	s.metrics.follow(s.fleet)
+	s.metrics.follow(s.fleet, s.store)
 	s.xds = xds.NewServer(xds.Config{
 		Source:    s.pub,
 		Observer:  s.fleet,
@@ -97,7 +98,9 @@ func New(cfg Config) (_ *Server, err error) {
 		Version:  cfg.Version,
 		Logger:   cfg.Logger,
 	})
-	s.auth = auth.NewAuthenticator(cfg.Keys, auth.DefaultPolicy())
+	policy := auth.DefaultPolicy()
+	s.auth = auth.NewAuthenticator(cfg.Keys, policy)
+	s.calls = newCallMetrics(s.metrics.registry, cfg.Logger, policy)
 	return s, nil
 }
 

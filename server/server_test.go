@@ -73,7 +73,16 @@ func TestTheOpsPortNeedsNoKey(t *testing.T) {
 	defer client.CloseIdleConnections()
 	eventually(t, "the group's revision is exported", func() bool {
 		body, err := io.ReadAll(get(t, client, "http://"+n.srv.OpsAddr().String()+"/metrics").Body)
-		return err == nil && strings.Contains(string(body), `muster_group_revision{group="g"} 0`)
+		for _, want := range []string{
+			`muster_group_revision{group="g"} 0`, "muster_store_leader 1", "muster_store_ready 1",
+			`muster_admin_calls_total{code="OK",method="/muster.v1.AdminService/CreateGroup"} 1`,
+			`muster_data_planes{group="g",state="synced"} 0`,
+		} {
+			if !strings.Contains(string(body), want) {
+				return false
+			}
+		}
+		return err == nil
 	})
 }
 

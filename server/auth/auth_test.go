@@ -1,13 +1,16 @@
 package auth
 
 import (
+	"context"
 	"errors"
 	"io/fs"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 )
@@ -134,5 +137,42 @@ func TestPlaintextIsForLoopbackOnly(t *testing.T) {
 		if err := CheckListen(tcp(addr), true); err != nil {
 			t.Errorf("CheckListen(%s, encrypted) = %v", addr, err)
 		}
+	}
+}
+
+func TestKeysAreFollowedWithoutARestart(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "keys.json")
+	write := func(keys ...Key) {
+		t.Helper()
+		if err := WriteKeys(path, keys); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(NewKey("ann", RoleAdmin, "first"))
+	list, err := ReadKeys(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys := NewKeys(list...)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- keys.Follow(ctx, path, time.Millisecond, slog.New(slog.DiscardHandler)) }()
+	works := func(secret string) bool { _, ok := keys.Authenticate(secret); return ok }
+	write(NewKey("bob", RoleViewer, "second"), NewKey("cy", RoleViewer, "third"))
+	for deadline := time.Now().Add(10 * time.Second); !works("second") || works("first"); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the new keys were never taken")
+		}
+	}
+	if err := os.WriteFile(path, []byte("garbage, and longer than what was there before"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(20 * time.Millisecond)
+	if !works("second") {
+		t.Fatal("garbage took the keys away")
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Fatal(err)
 	}
 }

@@ -1,6 +1,7 @@
 package auth
 
 import (
+	"context"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/subtle"
@@ -10,11 +11,13 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
+	"time"
 )
 
 // KeyPrefix begins every generated key, so that a leaked one can be recognised.
@@ -181,4 +184,37 @@ func LoadOrCreateKeys(path string) (keys *Keys, secret string, err error) {
 		return nil, "", err
 	}
 	return NewKeys(list...), secret, nil
+}
+
+// Follow rereads a key file whenever it changed, every interval until ctx ends:
+// a key that is taken out stops working without a restart. A file that cannot be
+// read, or holds no key, is logged and the last good keys stay.
+func (k *Keys) Follow(ctx context.Context, path string, interval time.Duration, logger *slog.Logger) error {
+	var last fileStamp // zero, so that a change before the call is taken too
+	ticker := time.NewTicker(interval)
+	defer ticker.Stop()
+	for {
+		if now := stampOf(path); now != last {
+			k.reread(path, logger)
+			last = now
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		}
+	}
+}
+
+func (k *Keys) reread(path string, logger *slog.Logger) {
+	list, err := ReadKeys(path)
+	if err == nil && len(list) == 0 {
+		err = errors.New("it holds no key")
+	}
+	if err != nil {
+		logger.Error("the API keys changed but cannot be used; keeping the last good ones", "file", path, "error", err)
+		return
+	}
+	k.Replace(list)
+	logger.Info("API keys loaded", "file", path, "keys", len(list))
 }

@@ -131,12 +131,18 @@ func (t *TLS) load() (*loadedTLS, error) {
 
 func (t *TLS) stamps() (s [3]fileStamp) {
 	for i, path := range []string{t.files.CertFile, t.files.KeyFile, t.files.ClientCAFile} {
-		if path == "" {
-			continue
-		}
-		if info, err := os.Stat(path); err == nil {
-			s[i] = fileStamp{info.Size(), info.ModTime()}
+		if path != "" {
+			s[i] = stampOf(path)
 		}
 	}
 	return s
+}
+
+// stampOf tells one content of a file from another, well enough to look again.
+func stampOf(path string) fileStamp {
+	info, err := os.Stat(path)
+	if err != nil {
+		return fileStamp{}
+	}
+	return fileStamp{info.Size(), info.ModTime()}
 }
