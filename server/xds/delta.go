@@ -142,19 +142,28 @@ func (s *session) except(t *track, name string, res *snapshot.Resource) {
 }
 
 // hasOld notes that the client may hold some other content of a name than held.
-func (t *track) hasOld(name string) {
-	if t.old == nil {
-		t.old = map[string]bool{}
-	}
-	t.old[name] = true
-}
+func (t *track) hasOld(name string) { t.note(name, prior{has: true}) }
 
 // lacks notes that the client does not hold what held has of a name.
 func (t *track) lacks(name string) {
 	t.ask(name)
-	if !t.old[name] {
-		t.hasOld(name)
-		t.old[name] = false
+	if _, ok := t.old[name]; !ok {
+		t.note(name, prior{})
+	}
+}
+
+func (t *track) note(name string, p prior) {
+	if t.old == nil {
+		t.old = map[string]prior{}
+	}
+	t.old[name] = p
+}
+
+// back notes that a name is there again which the client has not lost.
+func (t *track) back(name string) {
+	if x, ok := t.extra[name]; ok {
+		delete(t.extra, name)
+		t.note(name, prior{has: true, resource: x.resource})
 	}
 }
 
@@ -226,7 +235,7 @@ func (s *session) composeDelta(t *track, set *snapshot.Set, to snapshot.Version)
 			case r == nil && parts == snapshot.PartUpserts:
 				t.keep(name, to)
 			default:
-				delete(t.extra, name)
+				t.back(name)
 				all = c.add(t, name, r) && all
 			}
 		}
@@ -272,7 +281,7 @@ func (s *session) shared(t *track, set *snapshot.Set, parts snapshot.Parts, must
 	if len(t.extra) > 0 {
 		for _, f := range frames {
 			for _, r := range f.Upserts {
-				delete(t.extra, r.Name)
+				t.back(r.Name)
 			}
 		}
 	}
@@ -307,26 +316,23 @@ func (s *session) lookup(t *track, set *snapshot.Set, name string, to snapshot.V
 	if x, ok := t.extra[name]; ok && x.resource != nil {
 		return x.resource, true
 	}
-	for _, at := range s.inPlay() {
-		if at == nil {
+	// Any snapshot counts of which the client has the clusters or routes, or is
+	// getting them.
+	for _, other := range s.tracks {
+		if other.stage != stageRoute && other.typeURL != compile.ClusterType {
 			continue
 		}
-		if r, ok := at.Set(t.typeURL, s.client.view).Get(name); ok {
-			t.leave(name, surplus{resource: r, gone: to})
-			return r, true
+		for _, at := range [...]*snapshot.Snapshot{other.goalAt, other.at} {
+			if at == nil {
+				continue
+			}
+			if r, ok := at.Set(t.typeURL, s.client.view).Get(name); ok {
+				t.leave(name, surplus{resource: r, gone: to})
+				return r, true
+			}
 		}
 	}
 	return nil, false
-}
-
-// inPlay returns the snapshots whose clusters the client has or is about to get and
-// whose routes it has or may yet get, some of them nil.
-func (s *session) inPlay() [4]*snapshot.Snapshot {
-	at := [4]*snapshot.Snapshot{s.released, s.routesAt()}
-	if cds := s.find(compile.ClusterType); cds != nil {
-		at[2], at[3] = cds.goalAt, cds.at
-	}
-	return at
 }
 
 // answerDelta returns responses to what was asked for while a push to the set is

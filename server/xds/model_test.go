@@ -567,7 +567,7 @@ func (c *modelClient) drain(t *rapid.T) {
 		}
 		// Only a new stream is owed anything after some time.
 		if at.After(c.sess.began.Add(2 * time.Second)) {
-			t.Fatalf("the session waits for time: %s", c.describe())
+			t.Fatalf("%s: the session waits for time: %s", c.name(), c.describe())
 		}
 		c.now = at
 		c.receive(t, c.sess.tick(at))
@@ -578,7 +578,7 @@ func (c *modelClient) drain(t *rapid.T) {
 	}
 	for typeURL, owed := range c.owed {
 		if len(owed) > 0 {
-			t.Fatalf("the client waits for endpoints before it answers %s, and the server waits for the answer: %v", typeURL, c.waits)
+			t.Fatalf("%s: waits for endpoints before it answers %s, and the server waits for the answer: %v", c.name(), typeURL, c.waits)
 		}
 	}
 }
@@ -595,18 +595,18 @@ func (c *modelClient) checkHolds(t *rapid.T, typeURL string, snap *snapshot.Snap
 		bad := strings.Contains(string(r.Body), badWord) && c.family != musterClient
 		switch {
 		case bad && res != nil && isBad(res):
-			t.Fatalf("the client accepted the bad %s of %s", r.Name, typeURL)
+			t.Fatalf("%s: accepted the bad %s of %s", c.name(), r.Name, typeURL)
 		case bad:
 		case res == nil:
-			t.Fatalf("the client lacks %s of %s", r.Name, typeURL)
+			t.Fatalf("%s: lacks %s of %s: %s", c.name(), r.Name, typeURL, c.describe())
 		case string(res.GetResource().GetValue()) != string(r.Body):
-			t.Fatalf("the client has %s of %s at %s, not at %s", r.Name, typeURL, res.GetVersion(), r.Version)
+			t.Fatalf("%s: has %s of %s at %s, not at %s", c.name(), r.Name, typeURL, res.GetVersion(), r.Version)
 		}
 	}
 	for name := range c.held[typeURL] {
 		// A cluster that a refused route's last good version uses is kept on purpose.
 		if _, ok := set.Get(name); !ok && !c.keptOnPurpose(typeURL, name) {
-			t.Fatalf("%s keeps %s of %s: %s", c.name(), name, typeURL, c.describe())
+			t.Fatalf("%s: keeps %s of %s: %s", c.name(), name, typeURL, c.describe())
 		}
 	}
 }
@@ -691,7 +691,7 @@ func TestEveryClientEndsWithTheSnapshot(t *testing.T) {
 						c.checkHolds(t, typeURL, w.snap)
 					}
 					if got := c.sess.synced; got != w.snap.Version() {
-						t.Fatalf("everything is answered, but the session is synced up to %s, not %s: %s", got, w.snap.Version(), c.describe())
+						t.Fatalf("%s: everything is answered, but the session is synced up to %s, not %s: %s", c.name(), got, w.snap.Version(), c.describe())
 					}
 				}
 			},

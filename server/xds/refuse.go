@@ -90,8 +90,8 @@ func (s *session) quarantine(t *track, r *snapshot.Resource, reason string) Refu
 	f := &refusal{resource: r}
 	if before := t.refused[r.Name]; before != nil {
 		f.good, f.unknown = before.good, before.unknown
-	} else if had, exception := t.old[r.Name]; exception {
-		f.unknown = had
+	} else if p, exception := t.old[r.Name]; exception {
+		f.good, f.unknown = p.resource, p.has && p.resource == nil
 	} else if t.held == nil {
 		f.unknown = !s.delta && s.resumed
 	} else if good, ok := t.held.Get(r.Name); ok && !good.SameContent(r) {

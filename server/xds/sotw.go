@@ -122,7 +122,7 @@ func (s *session) composeSotW(now time.Time, t *track, set *snapshot.Set, to sna
 			switch {
 			case !t.wants(name):
 			case r != nil:
-				delete(t.extra, name)
+				t.back(name)
 				c.add(t, name, r)
 			case s.splits(t) && t.complete:
 				t.keep(name, to)

@@ -87,7 +87,7 @@ type track struct {
 	// uses it, of others until the next push.
 	extra   map[string]surplus
 	refused map[string]*refusal
-	old     map[string]bool // names of which the client came back with other content (true) or none
+	old     map[string]prior // of names that the client does not hold as held has them
 
 	// What is to be sent, and on its way.
 	answers map[string]bool // false: sent if it exists, nobody asked
@@ -212,6 +212,12 @@ type surplus struct {
 	// when every route is there.
 	gone snapshot.Version
 	due  time.Time // when the client may lose it, of those that linger
+}
+
+// prior is what the client has of a name instead of what held has.
+type prior struct {
+	has      bool
+	resource *snapshot.Resource // nil when nobody knows
 }
 
 // keep notes that the client keeps, for now, a resource that is gone at the version.
