@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -230,13 +231,23 @@ func body(s string) func(*http.Request) {
 // echo starts an upstream that answers with what it saw.
 func echo(t *testing.T, name string) *httptest.Server {
 	t.Helper()
-	s := httptest.NewUnstartedServer(echoHandler(name))
+	s := httptest.NewUnstartedServer(&countingHandler{Handler: echoHandler(name)})
 	s.Config.Protocols = new(http.Protocols)
 	s.Config.Protocols.SetHTTP1(true)
 	s.Config.Protocols.SetUnencryptedHTTP2(true)
 	s.Start()
 	t.Cleanup(s.Close)
 	return s
+}
+
+type countingHandler struct {
+	http.Handler
+	n atomic.Int64
+}
+
+func (c *countingHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	c.n.Add(1)
+	c.Handler.ServeHTTP(w, r)
 }
 
 func echoHandler(name string) http.Handler {

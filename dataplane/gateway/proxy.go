@@ -76,7 +76,7 @@ func (x *exchange) forward() {
 	defer x.stopTimers()
 
 	x.finalizeRequest()
-	x.prepareBody()
+	defer x.prepareBody()()
 	o, attempts := x.tryUntilDone()
 	if o == nil {
 		x.answer(&reply{status: http.StatusServiceUnavailable, body: "no healthy upstream"})
@@ -161,18 +161,23 @@ func (x *exchange) finalizeRequest() {
 	}
 }
 
-// prepareBody makes the body one that can be sent again.
-func (x *exchange) prepareBody() {
+// prepareBody makes the body one that can be sent again. What it returns is to be
+// called when the exchange is over.
+func (x *exchange) prepareBody() (done func()) {
 	if x.in.Body == nil || x.in.Body == http.NoBody || x.in.ContentLength == 0 {
-		return
+		return func() {}
 	}
 	limit := keepForReconnect
 	if x.retryPolicy() != nil {
 		limit = keepForRetry
 	}
 	x.body = &replay{src: x.in.Body, limit: limit, progress: x.progress}
+	rc := http.NewResponseController(x.w)
 	// Answers may come before the whole request was sent.
-	_ = http.NewResponseController(x.w).EnableFullDuplex() // HTTP/2 is anyway
+	_ = rc.EnableFullDuplex() // HTTP/2 is anyway
+	// The transport does not give up while it waits for more of the body.
+	stop := context.AfterFunc(x.ctx, func() { _ = rc.SetReadDeadline(time.Unix(1, 0)) }) // net/http has it for both protocols
+	return func() { stop() }
 }
 
 // tryUntilDone sends the request until it has an answer that is not to be retried.
