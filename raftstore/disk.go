@@ -274,6 +274,23 @@ func freeBytes(dir string) (uint64, error) {
 	return st.Bavail * uint64(st.Bsize), nil
 }
 
+// removeLeftovers removes what a crash in the middle of a snapshot, or of
+// writeFileSync, left behind: nothing else ever would, and snapshots are large.
+func removeLeftovers(dir string) error {
+	for _, pattern := range []string{filepath.Join("snapshots", "*.tmp"), "*.tmp-*", "restore-*"} {
+		left, err := filepath.Glob(filepath.Join(dir, pattern))
+		if err != nil {
+			return fmt.Errorf("clean the data directory: %w", err)
+		}
+		for _, path := range left {
+			if err := os.RemoveAll(path); err != nil {
+				return fmt.Errorf("clean the data directory: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
 // writeFileSync writes a small file so that it is there whole, or not at all,
 // after a power failure.
 func writeFileSync(path string, data []byte, mode os.FileMode) error {

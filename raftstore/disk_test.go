@@ -207,3 +207,32 @@ func TestATornOrTruncatedLogIsNamed(t *testing.T) {
 		})
 	}
 }
+
+func TestLeftoversOfACrashAreRemoved(t *testing.T) {
+	dir := t.TempDir()
+	s, stop := one(t, dir)
+	mustApply(t, s, groupG())
+	if err := s.raft.Snapshot().Error(); err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	half := filepath.Join(dir, "snapshots", "2-9-1.tmp")
+	if err := os.MkdirAll(half, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{filepath.Join(half, "state.bin"), filepath.Join(dir, "restore-123"), filepath.Join(dir, "server-id.tmp-1")} {
+		if err := os.WriteFile(path, []byte("half"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before := s.State().Index()
+	s, _ = one(t, dir)
+	for _, pattern := range []string{"snapshots/*.tmp", "restore-*", "*.tmp-*"} {
+		if left, _ := filepath.Glob(filepath.Join(dir, pattern)); len(left) != 0 {
+			t.Errorf("%v is still there", left)
+		}
+	}
+	if err := s.ReadIndex(testCtx(t)); err != nil || s.State().Index() < before {
+		t.Errorf("the state is at %d, was at %d: %v", s.State().Index(), before, err)
+	}
+}

@@ -103,6 +103,9 @@ func Open(cfg Config) (_ *Store, err error) {
 	if s.cache, err = raft.NewLogCache(512, s.log); err != nil {
 		return nil, err
 	}
+	if err := removeLeftovers(cfg.DataDir); err != nil {
+		return nil, err
+	}
 	if s.snaps, err = raft.NewFileSnapshotStoreWithLogger(cfg.DataDir, 3, newRaftLogger(s.logger, "snapshots")); err != nil {
 		return nil, fmt.Errorf("open snapshots: %w", err)
 	}
