@@ -48,7 +48,7 @@ func startFakeServer() (*fakeServer, error) {
 	s := &fakeServer{
 		addr:  ln.Addr().String(),
 		store: &fakeStore{st: state.New()},
-		fleet: &fakeFleet{},
+		fleet: &fakeFleet{Registry: fleet.New(fleet.Config{Server: "fake", Now: func() time.Time { return noon }})},
 		done:  make(chan struct{}),
 	}
 	keys := auth.NewKeys(
@@ -62,7 +62,7 @@ func startFakeServer() (*fakeServer, error) {
 		grpc.MaxRecvMsgSize(maxMessage),
 	)
 	admin.New(admin.Config{
-		Store: s.store, Compiler: noTrial{}, Fleet: s.fleet, Plugins: plugin.Set(),
+		Store: s.store, Compiler: noTrial{}, Fleet: s.fleet, Refresh: func(context.Context) {}, Plugins: plugin.Set(),
 		Now: func() time.Time { return noon.Add(-time.Minute) }, ServerID: "fake", Version: "test",
 		Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
 	}).Register(s.grpc)
@@ -185,6 +185,8 @@ func (noTrial) Trial(*state.Group, state.View, []state.Change) resource.Problems
 
 // fakeFleet shows data planes that never existed.
 type fakeFleet struct {
+	*fleet.Registry // an empty one, for what is not made up
+
 	mu    sync.Mutex
 	scene string
 }

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/musterhq/muster/raftstore"
 	"github.com/musterhq/muster/server"
 	"github.com/musterhq/muster/server/auth"
 	"github.com/spf13/cobra"
@@ -75,7 +76,8 @@ func (a *app) serverConfig(values []resolved) (server.Config, error) {
 	if keysFile == "" {
 		keysFile = filepath.Join(v["data_dir"], "api-keys.json")
 	}
-	keys, secret, err := auth.LoadOrCreateKeys(a.env.path(keysFile))
+	keysFile = a.env.path(keysFile)
+	keys, secret, err := auth.LoadOrCreateKeys(keysFile)
 	if err != nil {
 		return server.Config{}, err
 	}
@@ -89,16 +91,24 @@ func (a *app) serverConfig(values []resolved) (server.Config, error) {
 		AdminAddr:     v["admin_addr"],
 		XDSAddr:       v["xds_addr"],
 		RaftAddr:      v["raft_addr"],
+		RaftAdvertise: v["raft_advertise"],
+		Join:          splitList(v["join"]),
 		OpsAddr:       v["ops_addr"],
 		Bootstrap:     v["bootstrap"] == "true",
 		Keys:          keys,
 		AdminTLS:      auth.TLSFiles{CertFile: v["admin_tls_cert_file"], KeyFile: v["admin_tls_key_file"], ClientCAFile: v["admin_tls_client_ca_file"]},
 		XDSTLS:        auth.TLSFiles{CertFile: v["xds_tls_cert_file"], KeyFile: v["xds_tls_key_file"], ClientCAFile: v["xds_tls_client_ca_file"]},
+		RaftTLS:       raftstore.TLSFiles{CertFile: v["raft_tls_cert_file"], KeyFile: v["raft_tls_key_file"], CAFile: v["raft_tls_ca_file"]},
 		TrustDomain:   v["trust_domain"],
 		Insecure:      v["insecure"] == "true",
 		ShutdownGrace: grace,
 		Logger:        logger,
 	}, nil
+}
+
+// splitList reads values separated by commas.
+func splitList(s string) []string {
+	return strings.FieldsFunc(s, func(r rune) bool { return r == ',' || r == ' ' })
 }
 
 // newLogger makes the logger of a long-running command.
