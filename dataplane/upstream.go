@@ -39,8 +39,7 @@ type Upstream struct {
 type sharedConn struct {
 	*grpc.ClientConn
 	server string
-	refs   int  // guarded by Upstream.mu
-	bad    bool // guarded by Upstream.mu; not given to further users
+	refs   int // guarded by Upstream.mu
 }
 
 // NewUpstream returns an Upstream. It connects when a client first uses a server.

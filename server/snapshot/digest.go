@@ -62,13 +62,10 @@ func printOf[T, U string | []byte](name T, content U) fingerprint {
 func namePrintOf[T string | []byte](name T) fingerprint { return fingerprint(mix(hash(name))) }
 
 func hash[T string | []byte](s T) uint64 {
-	switch s := any(s).(type) {
-	case string:
-		return maphash.String(seed, s)
-	case []byte:
-		return maphash.Bytes(seed, s)
+	if b, ok := any(s).([]byte); ok {
+		return maphash.Bytes(seed, b)
 	}
-	panic("unreachable")
+	return maphash.String(seed, string(s))
 }
 
 // mix spreads a hash over all bits, so that sums of mixed hashes are equal only
