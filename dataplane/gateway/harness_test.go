@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"io"
+	"log"
 	"log/slog"
 	"net"
 	"net/http"
@@ -474,3 +475,6 @@ func eventually(t *testing.T, what string, cond func() bool) {
 }
 
 type tokenBucket = typev3.TokenBucket
+
+// discardLog takes what test servers say about handshakes that are meant to fail.
+var discardLog = log.New(io.Discard, "", 0)
