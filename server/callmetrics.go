@@ -32,7 +32,7 @@ func newCallMetrics(r prometheus.Registerer, logger *slog.Logger, known auth.Pol
 		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "muster_admin_call_seconds",
 			Help:    "Duration of unary calls of the admin API.",
-			Buckets: prometheus.ExponentialBuckets(0.0005, 3, 10),
+			Buckets: []float64{0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5},
 		}, []string{"method"}),
 		logger: logger,
 		known:  known,

@@ -25,7 +25,7 @@ func newMetrics() *metrics {
 		publishSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "muster_publish_seconds",
 			Help:    "Time to compile a group's revision, make its snapshot and wake its sessions.",
-			Buckets: prometheus.ExponentialBuckets(0.00005, 4, 10),
+			Buckets: []float64{0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.01, 0.05, 0.25, 1, 5},
 		}),
 		publishFailures: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "muster_publish_failures_total",
