@@ -474,7 +474,10 @@ func eventually(t *testing.T, what string, cond func() bool) {
 	}
 }
 
-type tokenBucket = typev3.TokenBucket
+type (
+	tokenBucket = typev3.TokenBucket
+	boolValue   = wrapperspb.BoolValue
+)
 
 // discardLog takes what test servers say about handshakes that are meant to fail.
 var discardLog = log.New(io.Discard, "", 0)
