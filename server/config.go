@@ -10,6 +10,7 @@ import (
 
 	"github.com/musterhq/muster/raftstore"
 	"github.com/musterhq/muster/server/auth"
+	"github.com/musterhq/muster/server/xds"
 )
 
 // The ports that muster is known by.
@@ -62,6 +63,10 @@ type Config struct {
 	// RaftTLS are the certificate files of the connections between servers.
 	// Required with RaftAddr unless Insecure is set.
 	RaftTLS raftstore.TLSFiles
+	// XDSLimits bound what data planes can ask for, XDSTiming says how long their
+	// sessions wait for what. The zero values are the defaults.
+	XDSLimits xds.Limits
+	XDSTiming xds.Timing
 	// TrustDomain is the SPIFFE trust domain of data planes' certificates.
 	TrustDomain string
 	// Insecure allows plaintext, on loopback addresses.

@@ -82,6 +82,8 @@ func New(cfg Config) (_ *Server, err error) {
 		Source:    s.pub,
 		Observer:  s.fleet,
 		Authorize: s.authorizeDataPlane,
+		Limits:    cfg.XDSLimits,
+		Timing:    cfg.XDSTiming,
 		Metrics:   s.metrics.registry,
 		Logger:    cfg.Logger,
 	})
