@@ -28,7 +28,7 @@ type Server struct {
 	mu       sync.Mutex
 	streams  map[*stream]struct{}
 	perConn  map[string]int
-	nodes    map[nodeKey]*node
+	nodes    map[nodeKey]*liveNode
 	stopping bool
 	idle     chan struct{} // closed when stopping and the last stream has left
 }
@@ -36,8 +36,8 @@ type Server struct {
 // nodeKey names what a data plane has one live stream of.
 type nodeKey struct{ group, node, method string }
 
-// node is the live stream of a data plane.
-type node struct {
+// liveNode is the live stream of a data plane.
+type liveNode struct {
 	stream *stream
 	// replaced counts how often the stream was replaced since the time.
 	replaced int
@@ -54,7 +54,7 @@ func NewServer(cfg Config) *Server {
 		cold:    make(chan struct{}, max(cfg.Limits.ColdStarts, 1)),
 		streams: map[*stream]struct{}{},
 		perConn: map[string]int{},
-		nodes:   map[nodeKey]*node{},
+		nodes:   map[nodeKey]*liveNode{},
 		idle:    make(chan struct{}),
 	}
 	if cfg.Limits.ColdStarts < 0 {
@@ -116,6 +116,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 			pause.Reset(spread / time.Duration(len(left)))
 			select {
 			case <-pause.C:
+			case <-s.idle:
 			case <-ctx.Done():
 				err = ctx.Err()
 			}
@@ -166,7 +167,7 @@ func (s *Server) enter(st *stream, info *Stream, f family) error {
 	n := s.nodes[key]
 	if n == nil {
 		st.key = key
-		s.nodes[key] = &node{stream: st, since: now}
+		s.nodes[key] = &liveNode{stream: st, since: now}
 		return nil
 	}
 	if now.Sub(n.since) > time.Minute {

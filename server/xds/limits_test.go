@@ -1,0 +1,189 @@
+package xds
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
+	"google.golang.org/grpc/codes"
+
+	"github.com/musterhq/muster/server/compile"
+)
+
+func (f *fixture) refused(why reason) float64 {
+	return valueOf(f.srv.metrics.refusals.WithLabelValues(string(why)))
+}
+
+// valueOf returns the value of a counter or gauge.
+func valueOf(m prometheus.Metric) float64 {
+	var out dto.Metric
+	if err := m.Write(&out); err != nil {
+		panic(err) // a metric of our own
+	}
+	return out.GetCounter().GetValue() + out.GetGauge().GetValue()
+}
+
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for range 1000 {
+		if ok() {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Fatalf("it never came to be that %s", what)
+}
+
+func TestAStreamThatSaysNothingIsEnded(t *testing.T) {
+	f := serve(t, Config{Limits: Limits{FirstMessage: 50 * time.Millisecond}})
+	wantEnd(t, f.delta(f.dial()), codes.DeadlineExceeded, "no request came")
+	if f.refused(reasonFirstMessage) != 1 {
+		t.Error("not counted")
+	}
+}
+
+func TestStreamsOfAConnectionAreLimited(t *testing.T) {
+	f := serve(t, Config{Limits: Limits{StreamsPerConnection: 2}})
+	f.publish(compile.ListenerType, map[string]string{"l": "1"})
+	cc := f.dial()
+	for i := range 2 {
+		s := f.delta(cc)
+		send(t, s, &discoveryv3.DeltaDiscoveryRequest{Node: node(fmt.Sprint(i)), TypeUrl: compile.ListenerType})
+		recv(t, s)
+	}
+	wantEnd(t, f.delta(cc), codes.ResourceExhausted, "more than 2 streams")
+	s := f.delta(f.dial()) // another connection has its own
+	send(t, s, &discoveryv3.DeltaDiscoveryRequest{Node: node("x"), TypeUrl: compile.ListenerType})
+	recv(t, s)
+	if f.refused(reasonStreams) != 1 {
+		t.Error("not counted")
+	}
+}
+
+func TestConnectionsOfAnAddressAreLimited(t *testing.T) {
+	f := serve(t, Config{Limits: Limits{ConnectionsPerAddress: 1}})
+	f.publish(compile.ListenerType, map[string]string{"l": "1"})
+	first := f.dial()
+	s := f.delta(first)
+	send(t, s, &discoveryv3.DeltaDiscoveryRequest{Node: node("a"), TypeUrl: compile.ListenerType})
+	recv(t, s)
+
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	_, err := discoveryv3.NewAggregatedDiscoveryServiceClient(f.dial()).DeltaAggregatedResources(ctx)
+	if err == nil {
+		t.Error("a second connection of the address was served")
+	}
+	eventually(t, "the refusal is counted", func() bool { return f.refused(reasonAddress) > 0 })
+
+	// A connection that closes makes room.
+	_ = first.Close()
+	eventually(t, "the connection is gone", func() bool { return valueOf(f.srv.metrics.connections) == 0 })
+	s = f.delta(f.dial())
+	send(t, s, &discoveryv3.DeltaDiscoveryRequest{Node: node("a"), TypeUrl: compile.ListenerType})
+	recv(t, s)
+}
+
+func TestConnectionsAreLimitedInTotal(t *testing.T) {
+	f := serve(t, Config{Limits: Limits{Connections: 1}})
+	f.publish(compile.ListenerType, map[string]string{"l": "1"})
+	s := f.delta(f.dial())
+	send(t, s, &discoveryv3.DeltaDiscoveryRequest{Node: node("a"), TypeUrl: compile.ListenerType})
+	recv(t, s)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	if _, err := discoveryv3.NewAggregatedDiscoveryServiceClient(f.dial()).DeltaAggregatedResources(ctx); err == nil {
+		t.Error("a second connection was served")
+	}
+	eventually(t, "the refusal is counted", func() bool { return f.refused(reasonConnections) > 0 })
+}
+
+func TestTheNewestStreamOfANodeWins(t *testing.T) {
+	f := serve(t, Config{Limits: Limits{Replacements: 2}})
+	f.publish(compile.ListenerType, map[string]string{"l": "1"})
+	connect := func() deltaStream {
+		s := f.delta(f.dial())
+		send(t, s, &discoveryv3.DeltaDiscoveryRequest{Node: node("same"), TypeUrl: compile.ListenerType})
+		return s
+	}
+	first := connect()
+	recv(t, first)
+	second := connect()
+	recv(t, second)
+	wantEnd(t, first, codes.Aborted, "newer stream")
+	third := connect()
+	recv(t, third)
+	wantEnd(t, second, codes.Aborted, "newer stream")
+	// Two that take turns do so for a while only.
+	wantEnd(t, connect(), codes.AlreadyExists, "must not share a node id")
+	f.publish(compile.ListenerType, map[string]string{"l": "2"})
+	send(t, third, &discoveryv3.DeltaDiscoveryRequest{TypeUrl: compile.ListenerType, ResponseNonce: "1"})
+	recv(t, third) // the one that was there stays
+}
+
+func TestGRPCClientsHaveAStreamPerTarget(t *testing.T) {
+	f := serve(t, Config{})
+	f.publish(compile.ListenerType, map[string]string{"l": "1"})
+	cc := f.dial()
+	n := node("client")
+	n.UserAgentName = "gRPC Go"
+	for range 3 {
+		s := f.delta(cc)
+		send(t, s, &discoveryv3.DeltaDiscoveryRequest{Node: n, TypeUrl: compile.ListenerType, ResourceNamesSubscribe: []string{"l"}})
+		recv(t, s)
+		defer func() {
+			_ = s.CloseSend()
+			wantClean(t, s)
+		}()
+	}
+}
+
+// wantClean waits for a stream to end as its client ended it.
+func wantClean(t *testing.T, s deltaStream) {
+	t.Helper()
+	for {
+		if _, err := s.Recv(); err != nil {
+			if err.Error() != "EOF" {
+				t.Errorf("the stream ended with %v", err)
+			}
+			return
+		}
+	}
+}
+
+func TestAnEnvoyThatIsTooOldIsTold(t *testing.T) {
+	f := serve(t, Config{})
+	f.publish(compile.ListenerType, map[string]string{"l": "1"})
+	n := node("old")
+	n.UserAgentName = "envoy"
+	n.UserAgentVersionType = &corev3.Node_UserAgentBuildVersion{UserAgentBuildVersion: &corev3.BuildVersion{
+		Version: &typev3.SemanticVersion{MajorNumber: 1, MinorNumber: 36, Patch: 4},
+	}}
+	s := f.delta(f.dial())
+	send(t, s, &discoveryv3.DeltaDiscoveryRequest{Node: n, TypeUrl: compile.ListenerType})
+	wantEnd(t, s, codes.FailedPrecondition, "Envoy 1.36 is too old: the configuration of this gateway group needs 1.37")
+}
+
+func TestMetricsAreRegisteredAndCount(t *testing.T) {
+	reg := prometheus.NewPedanticRegistry()
+	f := serve(t, Config{Metrics: reg})
+	f.publish(compile.ListenerType, map[string]string{"l": "1"})
+	s := f.delta(f.dial())
+	send(t, s, &discoveryv3.DeltaDiscoveryRequest{Node: node("a"), TypeUrl: compile.ListenerType})
+	r := recv(t, s)
+	send(t, s, &discoveryv3.DeltaDiscoveryRequest{TypeUrl: compile.ListenerType, ResponseNonce: r.GetNonce()})
+	m := &f.srv.metrics.byType[4] // listeners
+	eventually(t, "the acknowledgement is counted", func() bool { return valueOf(m.acks) == 1 })
+	if got := valueOf(m.responses); got != 1 {
+		t.Errorf("%v responses counted", got)
+	}
+	if _, err := reg.Gather(); err != nil {
+		t.Error(err)
+	}
+}
