@@ -146,11 +146,11 @@ func headerOperator(arg string, limit int, get func(*exchange, http.Header, stri
 	}, nil
 }
 
-// pathOperator is PATH(X:Y): X is WQ or NQ, with or without the query; Y is ORIG,
-// PATH or empty, before or after rewriting.
+// pathOperator is PATH(X:Y): X is WQ or NQ, with or without the query; Y is PATH, or
+// empty for the path before any rewriting.
 func pathOperator(text, arg string, limit int) (func(*exchange, http.Header) string, error) {
 	queryMode, source, _ := strings.Cut(arg, ":")
-	if queryMode != "" && queryMode != "WQ" && queryMode != "NQ" || source != "" && source != "PATH" && source != "ORIG" {
+	if queryMode != "" && queryMode != "WQ" && queryMode != "NQ" || source != "" && source != "PATH" {
 		return nil, fmt.Errorf("operator %%%s%% is not supported", text)
 	}
 	return func(x *exchange, _ http.Header) string {

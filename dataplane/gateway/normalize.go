@@ -35,6 +35,7 @@ func canonicalPath(path string) (string, bool) {
 	if isCanonical(path) {
 		return path, true
 	}
+	path = dotSegmentsWithoutParameters(path)
 	out := make([]byte, 0, len(path)+8)
 	for i := 0; i < len(path); {
 		c := path[i]
@@ -74,6 +75,21 @@ func canonicalPath(path string) (string, bool) {
 		}
 	}
 	return string(out), true
+}
+
+// dotSegmentsWithoutParameters turns the segments `.;x` and `..;x` into `.` and `..`,
+// so that nobody walks around a route by them.
+func dotSegmentsWithoutParameters(path string) string {
+	if !strings.Contains(path, ".;") {
+		return path
+	}
+	segments := strings.Split(path, "/")
+	for i, s := range segments {
+		if name, _, ok := strings.Cut(s, ";"); ok && (name == "." || name == "..") {
+			segments[i] = name
+		}
+	}
+	return strings.Join(segments, "/")
 }
 
 // isCanonical is the common case: nothing to do.

@@ -108,9 +108,6 @@ func (x *exchange) parseTarget() bool {
 			target = "/" + target
 		}
 	}
-	if strings.IndexByte(target, '#') >= 0 {
-		return false
-	}
 	for i := range len(target) {
 		if target[i] >= 0x80 {
 			return false
@@ -188,6 +185,9 @@ func (x *exchange) vhostKey() string {
 func (x *exchange) normalize() bool {
 	if x.chain.stripPort {
 		x.host = stripPort(x.host)
+	}
+	if strings.Contains(x.path, "#") || strings.Contains(x.query, "#") {
+		return false
 	}
 	if x.chain.normalizePath {
 		path, ok := canonicalPath(x.path)
