@@ -112,6 +112,7 @@ func (s *Server) closePorts(grace context.Context, p *ports) {
 		// failure.
 		c.cancel()
 	}
+	s.admin.Drain()
 	xdsDone := make(chan struct{})
 	go func() {
 		defer close(xdsDone)

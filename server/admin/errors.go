@@ -86,6 +86,9 @@ func (e *dataPlanesError) Error() string {
 	return fmt.Sprintf("group %q: %d data planes are connected", e.group, e.n)
 }
 
+// errStopping ends calls that would hold a stop up.
+var errStopping = errors.New("the server is stopping")
+
 // errSecrets refuses reveal_secrets.
 var errSecrets = errors.New("secrets are revealed only to callers who may write them")
 
@@ -188,7 +191,7 @@ func classifyStore(err error) mapped {
 		return mapped{codes.Unavailable, ReasonNotLeader, msg, map[string]string{"leader": notLeader.Leader}, retry}
 	case errors.Is(err, raftstore.ErrNoLeader):
 		return mapped{codes.Unavailable, ReasonNoLeader, msg, nil, retry}
-	case errors.Is(err, raftstore.ErrNotReady), errors.Is(err, raftstore.ErrStopped):
+	case errors.Is(err, raftstore.ErrNotReady), errors.Is(err, raftstore.ErrStopped), errors.Is(err, errStopping):
 		return mapped{codes.Unavailable, ReasonNotReady, msg, nil, retry}
 	case errors.Is(err, raftstore.ErrDiskFull):
 		return mapped{codes.ResourceExhausted, ReasonDiskFull, msg, nil, nil}

@@ -2,6 +2,7 @@ package admin
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"google.golang.org/grpc"
@@ -61,7 +62,14 @@ func (s *Service) Wait(req *musterv1.WaitRequest, stream grpc.ServerStreamingSer
 		ctx, cancel = context.WithTimeout(ctx, req.GetTimeout().AsDuration())
 		defer cancel()
 	}
-	return toStatus(s.cfg.Fleet.Wait(ctx, g.ID(), fleet.WaitSpec{Version: target, Percent: percent, Min: least}, stream.Send))
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(s.draining, func() { cancel(errStopping) })()
+	err = s.cfg.Fleet.Wait(ctx, g.ID(), fleet.WaitSpec{Version: target, Percent: percent, Min: least}, stream.Send)
+	if err != nil && errors.Is(context.Cause(ctx), errStopping) {
+		err = errStopping
+	}
+	return toStatus(err)
 }
 
 // GetServerInfo implements AdminService.

@@ -128,6 +128,7 @@ const (
 
 type harness struct {
 	t     *testing.T
+	svc   *Service
 	store *fakeStore
 	// cluster is what the cluster calls reach; refreshed counts the refreshes of
 	// what other servers know of data planes.
@@ -147,6 +148,7 @@ func newHarness(t *testing.T) *harness {
 		Cluster: h.cluster, PeerInfo: func(id string) (string, string) { return "v-" + id, "admin-" + id }, Refresh: func(context.Context) { h.refreshed.Add(1) },
 		ServerID: "srv-1", Version: "test", Logger: slog.New(slog.DiscardHandler),
 	})
+	h.svc = svc
 	keys := auth.NewKeys(auth.NewKey("ann", auth.RoleAdmin, adminKey), auth.NewKey("ed", auth.RoleEditor, editorKey), auth.NewKey("vi", auth.RoleViewer, viewerKey))
 	guard := auth.NewAuthenticator(keys, auth.DefaultPolicy())
 	srv := grpc.NewServer(grpc.UnaryInterceptor(guard.Unary), grpc.StreamInterceptor(guard.Stream))

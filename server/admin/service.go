@@ -72,6 +72,9 @@ type Service struct {
 	musterv1.UnimplementedFleetServiceServer
 	musterv1.UnimplementedClusterServiceServer
 	cfg Config
+
+	draining context.Context // ends with Drain
+	drain    context.CancelFunc
 }
 
 var (
@@ -81,7 +84,16 @@ var (
 )
 
 // New returns the services.
-func New(cfg Config) *Service { return &Service{cfg: cfg} }
+func New(cfg Config) *Service {
+	s := &Service{cfg: cfg}
+	s.draining, s.drain = context.WithCancel(context.Background())
+	return s
+}
+
+// Drain ends the calls that could go on for long, waits for acknowledgements,
+// with UNAVAILABLE: their callers should ask another server. Those that come
+// later end at once.
+func (s *Service) Drain() { s.drain() }
 
 // Register adds the services to a gRPC server.
 func (s *Service) Register(r grpc.ServiceRegistrar) {

@@ -17,6 +17,7 @@ import (
 	musterv1 "github.com/musterhq/muster/proto/muster/v1"
 	"github.com/musterhq/muster/raftstore"
 	"github.com/musterhq/muster/raftstore/state"
+	"github.com/musterhq/muster/resource"
 	"github.com/musterhq/muster/server/compile"
 	"github.com/musterhq/muster/server/fleet"
 	"github.com/musterhq/muster/server/xds"
@@ -348,4 +349,35 @@ func TestTheServerTellsWhoItIs(t *testing.T) {
 	if err != nil || info.GetServerId() != "srv-1" || info.GetVersion() != "test" || !info.GetLeader() || info.GetEpoch() != 1 {
 		t.Fatalf("info = %v, %v", info, err)
 	}
+}
+
+func TestAWaitDoesNotHoldAStopUp(t *testing.T) {
+	h := newHarness(t)
+	h.group("g")
+	stream, err := h.dps.Wait(h.as(viewerKey), &musterv1.WaitRequest{Group: "g"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.Recv(); err != nil {
+		t.Fatal(err)
+	}
+	h.svc.Drain()
+	_, err = stream.Recv()
+	wantCode(t, err, codes.Unavailable, ReasonNotReady)
+	_, err = h.waitFor(&musterv1.WaitRequest{Group: "g"})
+	wantCode(t, err, codes.Unavailable, ReasonNotReady)
+}
+
+func FuzzPageToken(f *testing.F) {
+	f.Add(pageToken{revision: 7, after: resource.Key{Kind: musterv1.Kind_KIND_ROUTE, ID: "r"}}.String())
+	f.Add("AAA")
+	f.Fuzz(func(t *testing.T, s string) {
+		token, err := parsePageToken(s)
+		if err != nil || s == "" {
+			return
+		}
+		if again, err := parsePageToken(token.String()); err != nil || again != token {
+			t.Fatalf("%q is %+v, which is read back as %+v, %v", s, token, again, err)
+		}
+	})
 }
