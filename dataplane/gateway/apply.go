@@ -4,7 +4,10 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"runtime"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	iradix "github.com/hashicorp/go-immutable-radix/v2"
@@ -70,32 +73,67 @@ func (c *change) each(typeURL string, compile func(name string, body *anypb.Any)
 	}
 }
 
+// eachDecoded decodes the added and changed resources of a type, on all processors,
+// and calls compile for each in the order of names. What either returns an error for
+// is refused.
+func eachDecoded[T any](c *change, typeURL string, decode func(*anypb.Any) (T, error), compile func(name string, decoded T) error) {
+	t := c.u.Types[typeURL]
+	names := slices.Sorted(maps.Keys(t.Upsert))
+	decoded, errs := make([]T, len(names)), make([]error, len(names))
+	var next atomic.Int64
+	var workers sync.WaitGroup
+	for range min(runtime.GOMAXPROCS(0), (len(names)+decodeBatch-1)/decodeBatch) {
+		workers.Go(func() {
+			for {
+				end := int(next.Add(decodeBatch))
+				if end-decodeBatch >= len(names) {
+					return
+				}
+				for i := end - decodeBatch; i < min(end, len(names)); i++ {
+					decoded[i], errs[i] = decode(t.Upsert[names[i]])
+				}
+			}
+		})
+	}
+	workers.Wait()
+	for i, name := range names {
+		if errs[i] == nil {
+			errs[i] = compile(name, decoded[i])
+		}
+		if errs[i] != nil {
+			c.refuse(typeURL, name, errs[i])
+		}
+	}
+}
+
+// decodeBatch is how many resources are worth a goroutine of their own.
+const decodeBatch = 64
+
 // tree changes one of the table's trees.
-func tree[T any](c *change, typeURL string, from *iradix.Tree[T], compile func(name string, body *anypb.Any, previous T) (T, error)) *iradix.Tree[T] {
+func tree[T, D any](c *change, typeURL string, from *iradix.Tree[T], decode func(*anypb.Any) (D, error), compile func(name string, decoded D, previous T) (T, error)) *iradix.Tree[T] {
 	txn := from.Txn()
 	for _, name := range c.u.Types[typeURL].Remove {
 		txn.Delete([]byte(name))
 	}
-	c.each(typeURL, func(name string, body *anypb.Any) error {
+	eachDecoded(c, typeURL, decode, func(name string, decoded D) error {
 		previous, _ := txn.Get([]byte(name))
-		v, err := compile(name, body, previous)
-		if err != nil {
-			return err
+		v, err := compile(name, decoded, previous)
+		if err == nil {
+			txn.Insert([]byte(name), v)
 		}
-		txn.Insert([]byte(name), v)
-		return nil
+		return err
 	})
 	return txn.Commit()
 }
 
 func (c *change) secrets() {
-	c.next.secrets = tree(c, dataplane.SecretType, c.old.secrets, func(_ string, body *anypb.Any, _ *secret) (*secret, error) {
-		return c.g.decodeSecret(body)
-	})
+	c.next.secrets = tree(c, dataplane.SecretType, c.old.secrets, c.g.decodeSecret,
+		func(_ string, s, _ *secret) (*secret, error) { return s, nil })
 }
 
 func (c *change) extensions() {
 	c.next.extensions = tree(c, dataplane.ExtensionConfigType, c.old.extensions,
+		func(body *anypb.Any) (*anypb.Any, error) { return body, nil },
 		func(_ string, body *anypb.Any, previous *extensionConfig) (*extensionConfig, error) {
 			return c.g.newExtensionConfig(body, previous)
 		})
@@ -106,12 +144,9 @@ func (c *change) endpoints() {
 	for _, name := range c.u.Types[dataplane.EndpointType].Remove {
 		c.assignments[name] = nil
 	}
-	c.each(dataplane.EndpointType, func(name string, body *anypb.Any) error {
-		a, err := c.g.decodeAssignment(body)
-		if err == nil {
-			c.assignments[name] = a
-		}
-		return err
+	eachDecoded(c, dataplane.EndpointType, c.g.decodeAssignment, func(name string, a *assignment) error {
+		c.assignments[name] = a
+		return nil
 	})
 }
 
@@ -130,12 +165,8 @@ func (c *change) clusters() {
 			c.retired = append(c.retired, gone)
 		}
 	}
-	c.next.clusters = tree(c, dataplane.ClusterType, c.old.clusters,
-		func(_ string, body *anypb.Any, previous *cluster) (*cluster, error) {
-			cfg, err := c.g.decodeCluster(body)
-			if err != nil {
-				return nil, err
-			}
+	c.next.clusters = tree(c, dataplane.ClusterType, c.old.clusters, c.g.decodeCluster,
+		func(_ string, cfg *clusterConfig, previous *cluster) (*cluster, error) {
 			n := c.g.newCluster(cfg, c.assignment(cfg.assignmentName), previous)
 			if previous != nil {
 				c.retired = append(c.retired, previous)

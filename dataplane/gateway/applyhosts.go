@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -19,13 +20,9 @@ func (c *change) virtualHosts() {
 		return
 	}
 	compiled := map[string]*virtualHost{}
-	c.each(dataplane.VirtualHostType, func(name string, body *anypb.Any) error {
+	eachDecoded(c, dataplane.VirtualHostType, c.g.decodeVirtualHost, func(name string, v *virtualHost) error {
 		if !strings.Contains(name, "/") {
-			return fmt.Errorf("its name is not <route configuration>/<anything>")
-		}
-		v, err := c.g.decodeVirtualHost(body)
-		if err != nil {
-			return err
+			return errors.New("its name is not <route configuration>/<anything>")
 		}
 		if v.name != name {
 			return fmt.Errorf("its name %q is not the resource's", v.name)

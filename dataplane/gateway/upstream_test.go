@@ -363,7 +363,7 @@ func TestANewClusterIsCheckedBeforeItIsUsed(t *testing.T) {
 func TestPassiveChecksEjectAndActiveOnesBringBack(t *testing.T) {
 	u := echoes(t, 2)
 	l := newLab(t, res("c", clusterOf("c",
-		settings(`{"healthChecks":[{"timeout":"1s","interval":"0.3s","unhealthyThreshold":1,"healthyThreshold":1,"httpHealthCheck":{"path":"/"}}],
+		settings(`{"healthChecks":[{"timeout":"1s","interval":"2s","unhealthyThreshold":1,"healthyThreshold":1,"httpHealthCheck":{"path":"/"}}],
 			"outlierDetection":{"splitExternalLocalOriginErrors":true,"consecutive5xx":2,"consecutiveLocalOriginFailure":2,"interval":"1s","baseEjectionTime":"86400s","maxEjectionTime":"86400s","maxEjectionPercent":100,
 				"enforcingConsecutive5xx":100,"enforcingConsecutiveLocalOriginFailure":100,"enforcingSuccessRate":0,"enforcingLocalOriginSuccessRate":0,"enforcingConsecutiveGatewayFailure":0}}`),
 		options(`{"outlierDetection":{"errorMatcher":{"httpResponseHeadersMatch":{"headers":[{"name":":status","stringMatch":{"safeRegex":{"regex":"429|500"}}}]}}}}`))),
