@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -310,5 +311,44 @@ func TestDataPlanesAreRememberedAcrossARestart(t *testing.T) {
 	n = start(t, cfg)
 	if list := n.list("g"); len(list) != 0 {
 		t.Fatalf("data planes = %v", list)
+	}
+}
+
+func TestAServerThatCannotReachItsClusterServesNoOldState(t *testing.T) {
+	c := startTrio(t)
+	c.nodes[0].group("g")
+	rev := c.nodes[0].commit("g", put(serviceOf("pay", 8080))).GetRevision()
+	eventually(t, "every server has the revision", func() bool {
+		return !slices.ContainsFunc(c.nodes, func(n *node) bool {
+			g, ok := n.srv.State().Group("g")
+			return !ok || g.Revision() != rev
+		})
+	})
+	for _, n := range c.nodes {
+		if err := n.stop(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cfg := c.cfgs[1]
+	cfg.Join = nil
+	n := startUnready(t, cfg)
+	eventually(t, "what it has on disk is read", func() bool {
+		_, err := n.admin.GetServerInfo(n.ctx(), &musterv1.GetServerInfoRequest{})
+		return err == nil
+	})
+	dp := n.dataPlane("dp", "g")
+	eventually(t, "the stream ends", func() bool { return dp.ended() != nil })
+	if status.Code(dp.ended()) != codes.Unavailable || dp.responses != 0 {
+		t.Fatalf("%d responses, then %v; want UNAVAILABLE alone", dp.responses, dp.ended())
+	}
+	ctx, cancel := context.WithTimeout(n.ctx(), 300*time.Millisecond)
+	defer cancel()
+	if _, err := n.admin.GetGroup(ctx, &musterv1.GetGroupRequest{Group: "g"}); err == nil {
+		t.Fatal("a linearizable read was answered without a majority")
+	}
+	client := &http.Client{Transport: &http.Transport{}}
+	defer client.CloseIdleConnections()
+	if resp := get(t, client, "http://"+n.srv.OpsAddr().String()+"/readyz"); resp.StatusCode != http.StatusServiceUnavailable {
+		t.Fatalf("readyz = %d, want 503", resp.StatusCode)
 	}
 }

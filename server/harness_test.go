@@ -55,6 +55,14 @@ func (w testWriter) Write(b []byte) (int, error) {
 
 func start(t *testing.T, cfg Config) *node {
 	t.Helper()
+	n := startUnready(t, cfg)
+	eventually(t, "the server is ready", func() bool { return n.srv.Ready() == nil })
+	return n
+}
+
+// startUnready does not wait for the server to serve.
+func startUnready(t *testing.T, cfg Config) *node {
+	t.Helper()
 	srv, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -87,7 +95,6 @@ func start(t *testing.T, cfg Config) *node {
 			t.Errorf("server ended with %v", err)
 		}
 	})
-	eventually(t, "the server is ready", func() bool { return srv.Ready() == nil })
 	return n
 }
 
