@@ -56,7 +56,7 @@ func (a *app) readSource(args []string) (*source, error) {
 	}
 	problems = append(problems, s.validate(a.env.Now())...)
 	if len(problems) > 0 {
-		return nil, &invalidError{problems: problems}
+		return nil, &invalidError{problems: inOrder(problems)}
 	}
 	return s, nil
 }

@@ -1,9 +1,11 @@
 package cli
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -15,6 +17,21 @@ import (
 // invalidError is input that does not pass, from this program or the server.
 type invalidError struct {
 	problems resource.Problems
+}
+
+// inOrder sorts problems as a reader meets them; those without a place go last.
+func inOrder(ps resource.Problems) resource.Problems {
+	slices.SortStableFunc(ps, func(a, b resource.Problem) int {
+		return cmp.Or(cmp.Compare(unplaced(a), unplaced(b)), cmp.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
+	})
+	return ps
+}
+
+func unplaced(p resource.Problem) int {
+	if p.Line > 0 {
+		return 0
+	}
+	return 1
 }
 
 func (e *invalidError) Error() string {
@@ -112,7 +129,7 @@ func (s *source) explain(err error, changes []*musterv1.Change) error {
 	if len(problems) == 0 {
 		return err
 	}
-	return &invalidError{problems: problems}
+	return &invalidError{problems: inOrder(problems)}
 }
 
 func changeKey(c *musterv1.Change) resource.Key {

@@ -96,6 +96,7 @@ func (a *app) serverConfig(values []resolved) (server.Config, error) {
 		OpsAddr:       v["ops_addr"],
 		Bootstrap:     v["bootstrap"] == "true",
 		Keys:          keys,
+		KeysFile:      keysFile,
 		AdminTLS:      auth.TLSFiles{CertFile: v["admin_tls_cert_file"], KeyFile: v["admin_tls_key_file"], ClientCAFile: v["admin_tls_client_ca_file"]},
 		XDSTLS:        auth.TLSFiles{CertFile: v["xds_tls_cert_file"], KeyFile: v["xds_tls_key_file"], ClientCAFile: v["xds_tls_client_ca_file"]},
 		RaftTLS:       raftstore.TLSFiles{CertFile: v["raft_tls_cert_file"], KeyFile: v["raft_tls_key_file"], CAFile: v["raft_tls_ca_file"]},

@@ -94,7 +94,8 @@ func (p *process) run(ctx context.Context, cfg Config) error {
 			return err
 		}
 	}
-	if err := p.startServer(ctx, cfg, &info); err != nil {
+	srv, err := p.startServer(ctx, cfg, &info)
+	if err != nil {
 		return err
 	}
 	client, err := dial(info.AdminAddr, info.APIKey)
@@ -102,7 +103,7 @@ func (p *process) run(ctx context.Context, cfg Config) error {
 		return err
 	}
 	defer client.close()
-	if err := prepare(ctx, client, &info); err != nil {
+	if err := prepare(ctx, srv, client, &info); err != nil {
 		return err
 	}
 	if err := p.startGateways(ctx, cfg, client, &info); err != nil {
@@ -115,10 +116,10 @@ func (p *process) run(ctx context.Context, cfg Config) error {
 	return nil
 }
 
-func (p *process) startServer(ctx context.Context, cfg Config, info *Info) error {
+func (p *process) startServer(ctx context.Context, cfg Config, info *Info) (*server.Server, error) {
 	ln, err := net.Listen("tcp", cfg.EchoAddr)
 	if err != nil {
-		return fmt.Errorf("echo upstream: %w", err)
+		return nil, fmt.Errorf("echo upstream: %w", err)
 	}
 	info.EchoAddr = ln.Addr().String()
 	p.start(ctx, "echo upstream", func(ctx context.Context) error { return echo.Serve(ctx, ln, "echo") })
@@ -135,15 +136,15 @@ func (p *process) startServer(ctx context.Context, cfg Config, info *Info) error
 		Logger:    cfg.Logger,
 	})
 	if err != nil {
-		return fmt.Errorf("server: %w", err)
+		return nil, fmt.Errorf("server: %w", err)
 	}
 	info.AdminAddr, info.XDSAddr = srv.AdminAddr().String(), srv.XDSAddr().String()
 	p.start(ctx, "server", srv.Run)
-	return nil
+	return srv, nil
 }
 
 // prepare waits for the server and makes the group.
-func prepare(ctx context.Context, client *api, info *Info) error {
+func prepare(ctx context.Context, srv *server.Server, client *api, info *Info) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	g, err := client.defaultGroup(ctx)
@@ -151,7 +152,16 @@ func prepare(ctx context.Context, client *api, info *Info) error {
 		info.GroupIsNew = true
 		err = client.seed(ctx, info.EchoAddr)
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	// Gateways that come too early would be turned away, with a warning.
+	for srv.Ready() != nil {
+		if err := sleep(ctx, 5*time.Millisecond); err != nil {
+			return fmt.Errorf("wait for the server: %w", errors.Join(err, srv.Ready()))
+		}
+	}
+	return nil
 }
 
 func (p *process) startGateways(ctx context.Context, cfg Config, client *api, info *Info) error {
