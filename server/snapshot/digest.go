@@ -55,18 +55,15 @@ type fingerprint uint64
 // seed makes fingerprints unpredictable to clients; it never changes.
 var seed = maphash.MakeSeed()
 
-func printOf[T, U string | []byte](name T, content U) fingerprint {
-	return fingerprint(mix(hash(name) + 0x9e3779b97f4a7c15*bits.RotateLeft64(hash(content), 31)))
+// printOf is the fingerprint of a resource, of the hashes of its name and content.
+func printOf(name, content uint64) fingerprint {
+	return fingerprint(mix(name + 0x9e3779b97f4a7c15*bits.RotateLeft64(content, 31)))
 }
 
-func namePrintOf[T string | []byte](name T) fingerprint { return fingerprint(mix(hash(name))) }
+// namePrint is the fingerprint of a name, of its hash.
+func namePrint(name uint64) fingerprint { return fingerprint(mix(name)) }
 
-func hash[T string | []byte](s T) uint64 {
-	if b, ok := any(s).([]byte); ok {
-		return maphash.Bytes(seed, b)
-	}
-	return maphash.String(seed, string(s))
-}
+func namePrintOf(name string) fingerprint { return namePrint(maphash.String(seed, name)) }
 
 // mix spreads a hash over all bits, so that sums of mixed hashes are equal only
 // where the summands are.
@@ -85,12 +82,15 @@ type Tally struct {
 	names fingerprint
 }
 
-// Add counts a resource of the client's, by its name and version.
-func (t *Tally) Add(name, version []byte) {
-	_, content, _ := ParseVersion(version)
+// Add counts a resource of the client's, by its name and version, and returns the
+// version, where it is one of muster's.
+func (t *Tally) Add(name, version []byte) (Version, bool) {
+	v, content, ok := ParseVersion(version)
+	h := maphash.Bytes(seed, name)
 	t.n++
-	t.print += printOf(name, content)
-	t.names += namePrintOf(name)
+	t.print += printOf(h, maphash.Bytes(seed, content))
+	t.names += namePrint(h)
+	return v, ok
 }
 
 // Names sums up a set of names, for comparison with the names of a Set.
@@ -100,10 +100,10 @@ type Names struct {
 }
 
 // Add counts a name in; it must not be counted already.
-func (n *Names) Add(name []byte) { n.n, n.sum = n.n+1, n.sum+namePrintOf(name) }
+func (n *Names) Add(name []byte) { n.n, n.sum = n.n+1, n.sum+namePrint(maphash.Bytes(seed, name)) }
 
 // Remove counts a name out that was counted in.
-func (n *Names) Remove(name []byte) { n.n, n.sum = n.n-1, n.sum-namePrintOf(name) }
+func (n *Names) Remove(name []byte) { n.n, n.sum = n.n-1, n.sum-namePrint(maphash.Bytes(seed, name)) }
 
 // Len returns the number of names.
 func (n Names) Len() int { return n.n }

@@ -3,6 +3,7 @@ package snapshot
 import (
 	"crypto/sha256"
 	"encoding/base64"
+	"hash/maphash"
 
 	"google.golang.org/protobuf/encoding/protowire"
 
@@ -98,7 +99,7 @@ func newResource(typeURL, name, version string, v Version, body []byte, origins 
 		Name: name, TypeURL: typeURL, Version: version, Rev: v.Revision,
 		Encoded: b, Body: b[len(b)-bodyLen : len(b) : len(b)], Origins: origins,
 		anyLen: anyLen, view: view, content: content,
-		print:  printOf(name, content),
+		print:  printOf(maphash.String(seed, name), maphash.String(seed, content)),
 		digest: digestOf(name, content),
 	}
 }

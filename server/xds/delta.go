@@ -86,10 +86,7 @@ func (s *session) subscribeFirst(t *track, r *request, set *snapshot.Set) error 
 // but the exceptions, of which there are usually none.
 func (s *session) resume(t *track, r *request, set *snapshot.Set) {
 	t.held, t.least = set, s.newest
-	var tally snapshot.Tally
-	for name, version := range r.versions() {
-		tally.Add(name, version)
-	}
+	tally, _ := r.survey()
 	everything := t.wildcard || len(t.globs) == 0 && t.names.sum == tally.Names()
 	if rev, ok := set.Holds(tally); ok && everything {
 		if changed, ok := set.ChangedSince(rev); ok {
@@ -100,9 +97,9 @@ func (s *session) resume(t *track, r *request, set *snapshot.Set) {
 		}
 	}
 	known := make(map[string]bool, r.initial)
-	for name, version := range r.versions() {
+	r.versions(func(name, version []byte) {
 		if !t.wants(string(name)) {
-			continue // not a subscription, [P]
+			return // not a subscription, [P]
 		}
 		res, ok := set.Find(name)
 		switch {
@@ -114,7 +111,7 @@ func (s *session) resume(t *track, r *request, set *snapshot.Set) {
 		default:
 			t.hasOld(res.Name)
 		}
-	}
+	})
 	if t.wildcard || len(t.globs) > 0 {
 		for res := range set.All() {
 			if !known[res.Name] && t.wants(res.Name) {

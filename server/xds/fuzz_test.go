@@ -42,9 +42,7 @@ func FuzzParseDelta(f *testing.F) {
 			t.Fatalf("scanned other names of %v", m)
 		}
 		versions := map[string]string{}
-		for name, version := range r.versions() {
-			versions[string(name)] = string(version)
-		}
+		r.versions(func(name, version []byte) { versions[string(name)] = string(version) })
 		if len(versions) != len(m.GetInitialResourceVersions()) {
 			t.Fatalf("scanned %v of %v", versions, m)
 		}

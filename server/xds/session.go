@@ -186,14 +186,9 @@ func (s *session) ahead(r *request) (newest snapshot.Version, ahead bool) {
 	if t := s.find(string(r.typeURL)); t != nil {
 		return newest, false // its versions are of this stream
 	}
-	look := func(version []byte) {
-		if v, _, ok := snapshot.ParseVersion(version); ok && newest.Less(v) {
-			newest = v
-		}
-	}
-	look(r.version)
-	for _, version := range r.versions() {
-		look(version)
+	_, newest = r.survey()
+	if v, _, ok := snapshot.ParseVersion(r.version); ok && newest.Less(v) {
+		newest = v
 	}
 	return newest, s.newest.Version().Less(newest)
 }

@@ -5,6 +5,8 @@ import (
 	"iter"
 
 	"google.golang.org/protobuf/encoding/protowire"
+
+	"github.com/musterhq/muster/server/snapshot"
 )
 
 // request is a DeltaDiscoveryRequest or DiscoveryRequest, decoded where it lies:
@@ -23,6 +25,10 @@ type request struct {
 	subscribe   int // the number of names, state-of-the-world names included
 	unsubscribe int
 	initial     int // entries of initial_resource_versions
+
+	surveyed bool
+	tally    snapshot.Tally
+	newest   snapshot.Version
 }
 
 var errMalformed = errors.New("malformed discovery request")
@@ -120,27 +126,75 @@ func (r *request) values(want protowire.Number) iter.Seq[[]byte] {
 	}
 }
 
-// versions yields the names and versions of initial_resource_versions.
-func (r *request) versions() iter.Seq2[[]byte, []byte] {
-	return func(yield func(name, version []byte) bool) {
-		for num, item := range fields(r.raw) {
-			if num != deltaInitial {
-				continue
+// versions calls f with the names and versions of initial_resource_versions.
+func (r *request) versions(f func(name, version []byte)) {
+	for b := r.raw; len(b) > 0; {
+		num, item, n := consume(b)
+		if n <= 0 {
+			return // parse has seen that it is well formed
+		}
+		b = b[n:]
+		if num != deltaInitial || item == nil {
+			continue
+		}
+		var name, version []byte
+		for len(item) > 0 {
+			num, value, n := consume(item)
+			if n <= 0 {
+				break
 			}
-			var name, version []byte
-			for n, v := range fields(item) {
-				switch n {
-				case 1:
-					name = v
-				case 2:
-					version = v
-				}
-			}
-			if !yield(name, version) {
-				return
+			item = item[n:]
+			switch num {
+			case 1:
+				name = value
+			case 2:
+				version = value
 			}
 		}
+		f(name, version)
 	}
+}
+
+// survey returns the sum of what a returning client says it holds, and the newest
+// version among it.
+func (r *request) survey() (snapshot.Tally, snapshot.Version) {
+	if r.initial > 0 && !r.surveyed {
+		r.surveyed = true
+		r.versions(func(name, version []byte) {
+			if v, ok := r.tally.Add(name, version); ok && r.newest.Less(v) {
+				r.newest = v
+			}
+		})
+	}
+	return r.tally, r.newest
+}
+
+// consume reads one field. The value is nil unless it is length-delimited; n is
+// not positive when the field is malformed.
+func consume(b []byte) (num protowire.Number, value []byte, n int) {
+	// The usual case by hand: a field below 16 of less than 128 bytes.
+	if len(b) >= 2 && b[0]&7 == byte(protowire.BytesType) && b[0] < 0x80 && b[0] >= 8 && b[1] < 0x80 {
+		if n = 2 + int(b[1]); n <= len(b) {
+			return protowire.Number(b[0] >> 3), b[2:n:n], n
+		}
+		return 0, nil, -1
+	}
+	num, typ, n := protowire.ConsumeTag(b)
+	if n < 0 {
+		return 0, nil, n
+	}
+	if typ != protowire.BytesType {
+		m := protowire.ConsumeFieldValue(num, typ, b[n:])
+		if m < 0 {
+			return 0, nil, m
+		}
+		return num, nil, n + m
+	}
+	value, m := protowire.ConsumeBytes(b[n:])
+	if m < 0 {
+		return 0, nil, m
+	}
+	return num, value, n + m
 }
 
 // fields yields the length-delimited fields of a message and skips the others.
@@ -148,29 +202,15 @@ func (r *request) versions() iter.Seq2[[]byte, []byte] {
 func fields(b []byte) iter.Seq2[protowire.Number, []byte] {
 	return func(yield func(protowire.Number, []byte) bool) {
 		for len(b) > 0 {
-			num, typ, n := protowire.ConsumeTag(b)
-			if n < 0 {
+			num, value, n := consume(b)
+			if n <= 0 {
 				yield(0, nil)
 				return
 			}
 			b = b[n:]
-			if typ != protowire.BytesType {
-				if n = protowire.ConsumeFieldValue(num, typ, b); n < 0 {
-					yield(0, nil)
-					return
-				}
-				b = b[n:]
-				continue
-			}
-			value, n := protowire.ConsumeBytes(b)
-			if n < 0 {
-				yield(0, nil)
+			if value != nil && !yield(num, value) {
 				return
 			}
-			if !yield(num, value) {
-				return
-			}
-			b = b[n:]
 		}
 	}
 }
