@@ -175,12 +175,12 @@ func TestAListenerThatCannotBeBoundIsRefused(t *testing.T) {
 
 func TestARemovedListenerIsClosedAndComesBack(t *testing.T) {
 	l := newLab(t, catchAll(tag("it", `{"prefix":"/"}`)))
+	l.gw.cfg.HTTPAddr = l.gw.Addr("http").String() // the same again
 	l.apply(gone("http", &listenerv3.Listener{}))
 	if _, err := l.try("GET", "/"); err == nil {
 		t.Error("it still serves")
 	}
 	l.apply(res("http", httpListener()))
-	l.base = "http://" + l.gw.Addr("http").String()
 	if a := l.do("GET", "/"); a.status != 200 {
 		t.Errorf("%d", a.status)
 	}

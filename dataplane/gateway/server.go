@@ -8,16 +8,18 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"sync/atomic"
 	"time"
 )
 
 // listenerServer is a bound listener.
 type listenerServer struct {
-	gw     *Gateway
-	name   string
-	socket net.Listener
-	http   *http.Server
-	done   chan struct{} // closed when Serve has returned
+	gw      *Gateway
+	name    string
+	socket  net.Listener
+	http    *http.Server
+	closing atomic.Bool   // drain has begun
+	done    chan struct{} // closed when Serve has returned
 }
 
 // Bounds on what a client may take its time with, as Envoy has them.
@@ -70,7 +72,7 @@ func (s *listenerServer) start() {
 		} else {
 			err = s.http.Serve(s.socket)
 		}
-		if !errors.Is(err, http.ErrServerClosed) {
+		if !errors.Is(err, http.ErrServerClosed) && !s.closing.Load() {
 			s.gw.log.Error("listener ended", "listener", s.name, "error", err)
 		}
 	})
@@ -91,12 +93,15 @@ func (s *listenerServer) tlsConfig(hello *tls.ClientHelloInfo) (*tls.Config, err
 	return chain.tls.configFor(t)
 }
 
-// drain closes a listener in the background: requests in flight may end in time.
+// drain closes a listener's socket, so that the address is free, and in the
+// background its connections: requests in flight may end in time.
 func (g *Gateway) drain(s *listenerServer) {
+	s.closing.Store(true)
+	_ = s.socket.Close() // Shutdown does it again
 	g.tasks.Go(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), g.cfg.DrainTimeout)
 		defer cancel()
-		if err := s.http.Shutdown(ctx); err != nil {
+		if err := s.http.Shutdown(ctx); err != nil && !errors.Is(err, net.ErrClosed) {
 			g.log.Warn("requests were cut off", "listener", s.name, "error", err)
 			_ = s.http.Close() // after Shutdown it only closes what is left
 		}
