@@ -145,9 +145,7 @@ func (r *Registry) attribute(groupID string, e xds.Nacked, x xds.Refused) *muste
 	if detail == "" {
 		detail = e.Detail
 	}
-	if len(detail) > detailLimit {
-		detail = strings.ToValidUTF8(detail[:detailLimit], "") + " …"
-	}
+	detail = cleanDetail(detail)
 	m := &musterv1.Refusal{
 		TypeUrl:        e.TypeURL,
 		ResourceName:   x.Name,

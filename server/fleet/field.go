@@ -50,7 +50,14 @@ func fieldOf(origin resource.Key, detail string) string {
 	return ""
 }
 
+// leadingPath is the field with which the embedded gateway begins what it says:
+// `load_assignment.endpoints[0]: is not supported`.
+var leadingPath = regexp.MustCompile(`^([a-z][a-z0-9_]*(?:\[[0-9]+\])?(?:\.[a-z][a-z0-9_]*(?:\[[0-9]+\])?)*): `)
+
 func messagePath(detail string) string {
+	if m := leadingPath.FindStringSubmatch(detail); m != nil {
+		return "resource." + m[1]
+	}
 	steps := validationStep.FindAllStringSubmatch(detail, -1)
 	if len(steps) == 0 {
 		return ""

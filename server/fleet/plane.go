@@ -19,7 +19,6 @@ const (
 	streamLimit  = 256
 	typeLimit    = 32
 	refusalLimit = 64
-	detailLimit  = 2048
 )
 
 // The states, for short.
