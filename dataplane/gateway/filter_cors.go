@@ -57,8 +57,8 @@ func (p *corsPolicy) allows(origin string) bool {
 
 func (c *corsRequest) request(x *exchange) *reply {
 	c.origin = x.in.Header.Get("Origin")
-	if c.origin == "" {
-		return nil
+	if c.origin == "" || x.route.forward == nil {
+		return nil // Envoy's does nothing on direct responses either
 	}
 	c.allowed = c.policy.allows(c.origin)
 	asked := x.in.Header.Get("Access-Control-Request-Method")

@@ -44,6 +44,7 @@ func TestCORS(t *testing.T) {
 		with("/any", cors(`"allowOriginStringMatch":[{"exact":"*"}],"allowMethods":"*","allowHeaders":"*","forwardNotMatchingPreflights":false`)),
 		with("/closed", cors(`"allowOriginStringMatch":[{"exact":"http://a.com"}],"allowMethods":"GET","forwardNotMatchingPreflights":false`)),
 		with("/bare", `"cors":`+on),
+		tag("direct", `{"prefix":"/direct"}`, `,"typedPerFilterConfig":{`+cors(`"allowOriginStringMatch":[{"exact":"*"}]`)+`}`),
 	))
 	type expectation struct {
 		method, target, origin string
@@ -61,6 +62,8 @@ func TestCORS(t *testing.T) {
 		{"OPTIONS", "/any", "http://z.com", true, false, "Allow-Headers=x-asked Allow-Methods=PUT Allow-Origin=http://z.com"},
 		{"OPTIONS", "/closed", "http://b.com", true, false, "Allow-Methods=GET"},
 		{"GET", "/bare", "http://a.com", false, true, ""},
+		{"GET", "/direct", "http://a.com", false, false, ""},
+		{"OPTIONS", "/direct", "http://a.com", true, false, ""},
 	} {
 		a := l.do(test.method, test.target, func(r *http.Request) {
 			if test.origin != "" {
