@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
 	"hash/maphash"
@@ -60,6 +61,18 @@ func printOf(name, content uint64) fingerprint {
 	return fingerprint(mix(name + 0x9e3779b97f4a7c15*bits.RotateLeft64(content, 31)))
 }
 
+// contentPrint is the hash of a content; the usual one is a hash already.
+func contentPrint[T string | []byte](content T) uint64 {
+	if len(content) != contentLen {
+		return maphash.Bytes(seed, []byte(content))
+	}
+	var h uint64
+	for i := range contentLen {
+		h = h<<8 | uint64(content[i])
+	}
+	return h
+}
+
 // namePrint is the fingerprint of a name, of its hash.
 func namePrint(name uint64) fingerprint { return fingerprint(mix(name)) }
 
@@ -75,20 +88,33 @@ func mix(x uint64) uint64 {
 	return x ^ x>>32
 }
 
-// Tally sums up what a client says it holds, for comparison with sets.
+// Tally sums up what a client says it holds, for comparison with sets. What is
+// added must not change as long as the Tally is used.
 type Tally struct {
 	n     int
 	print fingerprint
 	names fingerprint
+
+	// The last version and its bytes up to the content: the next is usually of the
+	// same revision.
+	last   Version
+	prefix []byte
 }
 
 // Add counts a resource of the client's, by its name and version, and returns the
 // version, where it is one of muster's.
 func (t *Tally) Add(name, version []byte) (Version, bool) {
-	v, content, ok := ParseVersion(version)
+	var v Version
+	var content []byte
+	ok := len(t.prefix) > 0 && len(version) == len(t.prefix)+contentLen && bytes.HasPrefix(version, t.prefix)
+	if ok {
+		v, content = t.last, version[len(t.prefix):]
+	} else if v, content, ok = ParseVersion(version); ok {
+		t.last, t.prefix = v, version[:len(version)-len(content)]
+	}
 	h := maphash.Bytes(seed, name)
 	t.n++
-	t.print += printOf(h, maphash.Bytes(seed, content))
+	t.print += printOf(h, contentPrint(content))
 	t.names += namePrint(h)
 	return v, ok
 }

@@ -99,7 +99,7 @@ func newResource(typeURL, name, version string, v Version, body []byte, origins 
 		Name: name, TypeURL: typeURL, Version: version, Rev: v.Revision,
 		Encoded: b, Body: b[len(b)-bodyLen : len(b) : len(b)], Origins: origins,
 		anyLen: anyLen, view: view, content: content,
-		print:  printOf(maphash.String(seed, name), maphash.String(seed, content)),
+		print:  printOf(maphash.String(seed, name), contentPrint(content)),
 		digest: digestOf(name, content),
 	}
 }

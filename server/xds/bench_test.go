@@ -97,11 +97,18 @@ func BenchmarkReconnect(b *testing.B) {
 			for i := range changed {
 				now = snap.Apply(snapshot.Version{Epoch: 1, Revision: uint64(i + 2)}, []snapshot.Upsert{testResource(compile.VirtualHostType, "muster/api.example.com/s1", "x")}, nil)
 			}
-			r := deltaRequest(b, m)
+			raw, err := proto.Marshal(m)
+			if err != nil {
+				b.Fatal(err)
+			}
 			at := time.Now()
 			b.ReportAllocs()
 			for b.Loop() {
 				s := benchSession(now)
+				r, err := parseDelta(raw)
+				if err != nil {
+					b.Fatal(err)
+				}
 				if err := s.request(at, &r); err != nil {
 					b.Fatal(err)
 				}

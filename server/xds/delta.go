@@ -86,9 +86,8 @@ func (s *session) subscribeFirst(t *track, r *request, set *snapshot.Set) error 
 // but the exceptions, of which there are usually none.
 func (s *session) resume(t *track, r *request, set *snapshot.Set) {
 	t.held, t.least = set, s.newest
-	tally, _ := r.survey()
-	everything := t.wildcard || len(t.globs) == 0 && t.names.sum == tally.Names()
-	if rev, ok := set.Holds(tally); ok && everything {
+	everything := t.wildcard || len(t.globs) == 0 && t.names.sum == r.tally.Names()
+	if rev, ok := set.Holds(r.tally); ok && everything {
 		if changed, ok := set.ChangedSince(rev); ok {
 			for name, res := range changed {
 				s.except(t, name, res)

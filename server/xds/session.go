@@ -186,7 +186,7 @@ func (s *session) ahead(r *request) (newest snapshot.Version, ahead bool) {
 	if t := s.find(string(r.typeURL)); t != nil {
 		return newest, false // its versions are of this stream
 	}
-	_, newest = r.survey()
+	newest = r.newest
 	if v, _, ok := snapshot.ParseVersion(r.version); ok && newest.Less(v) {
 		newest = v
 	}

@@ -93,7 +93,7 @@ func (st *stream) handle() error {
 				late.Stop()
 				err = st.begin(in.buffer.ReadOnlyData())
 			} else {
-				err = st.request(in.buffer.ReadOnlyData())
+				err = st.next(in.buffer.ReadOnlyData())
 			}
 			in.buffer.Free()
 		}
@@ -195,22 +195,26 @@ func (st *stream) begin(b []byte) error {
 	if !ready {
 		return errNotReady
 	}
-	return st.request(b)
+	return st.request(&r)
 }
 
-// request works on a request.
-func (st *stream) request(b []byte) error {
+// next works on a further request.
+func (st *stream) next(b []byte) error {
 	r, err := st.parse(b)
 	if err != nil {
 		return err
 	}
+	return st.request(&r)
+}
+
+func (st *stream) request(r *request) error {
 	st.mu.Lock()
 	cold := r.subscribe+r.initial > coldNames
 	if cold {
 		st.srv.cold <- struct{}{}
 	}
 	now := time.Now()
-	err = st.sess.request(now, &r)
+	err := st.sess.request(now, r)
 	if cold {
 		<-st.srv.cold
 	}

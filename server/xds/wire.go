@@ -26,9 +26,8 @@ type request struct {
 	unsubscribe int
 	initial     int // entries of initial_resource_versions
 
-	surveyed bool
-	tally    snapshot.Tally
-	newest   snapshot.Version
+	tally  snapshot.Tally   // of initial_resource_versions
+	newest snapshot.Version // the newest of muster's versions among them
 }
 
 var errMalformed = errors.New("malformed discovery request")
@@ -54,13 +53,26 @@ const (
 	sotwError   protowire.Number = 6
 )
 
-// parseDelta decodes a DeltaDiscoveryRequest. Unknown fields are skipped.
+// parseDelta decodes a DeltaDiscoveryRequest, in one pass. Unknown fields are
+// skipped.
 func parseDelta(b []byte) (request, error) {
 	r := request{raw: b, delta: true}
-	for num, value := range fields(b) {
-		switch num {
-		case 0:
+	for len(b) > 0 {
+		num, value, n := consume(b)
+		if n <= 0 {
 			return request{}, errMalformed
+		}
+		b = b[n:]
+		if value == nil {
+			continue
+		}
+		switch num {
+		case deltaInitial:
+			r.initial++
+			name, version := entryOf(value)
+			if v, ok := r.tally.Add(name, version); ok && r.newest.Less(v) {
+				r.newest = v
+			}
 		case deltaNode:
 			r.node = value
 		case deltaTypeURL:
@@ -69,8 +81,6 @@ func parseDelta(b []byte) (request, error) {
 			r.subscribe++
 		case deltaUnsubscribe:
 			r.unsubscribe++
-		case deltaInitial:
-			r.initial++
 		case deltaNonce:
 			r.nonce = value
 		case deltaError:
@@ -107,14 +117,22 @@ func parseSotW(b []byte) (request, error) {
 // subscribed yields the names to subscribe to; in the state-of-the-world protocol
 // all names. The names are valid as long as the request is.
 func (r *request) subscribed() iter.Seq[[]byte] {
-	if r.delta {
+	switch {
+	case r.subscribe == 0:
+		return func(func([]byte) bool) {}
+	case r.delta:
 		return r.values(deltaSubscribe)
 	}
 	return r.values(sotwNames)
 }
 
 // unsubscribed yields the names to unsubscribe from.
-func (r *request) unsubscribed() iter.Seq[[]byte] { return r.values(deltaUnsubscribe) }
+func (r *request) unsubscribed() iter.Seq[[]byte] {
+	if r.unsubscribe == 0 {
+		return func(func([]byte) bool) {}
+	}
+	return r.values(deltaUnsubscribe)
+}
 
 func (r *request) values(want protowire.Number) iter.Seq[[]byte] {
 	return func(yield func([]byte) bool) {
@@ -128,45 +146,35 @@ func (r *request) values(want protowire.Number) iter.Seq[[]byte] {
 
 // versions calls f with the names and versions of initial_resource_versions.
 func (r *request) versions(f func(name, version []byte)) {
-	for b := r.raw; len(b) > 0; {
-		num, item, n := consume(b)
-		if n <= 0 {
-			return // parse has seen that it is well formed
-		}
-		b = b[n:]
-		if num != deltaInitial || item == nil {
-			continue
-		}
-		var name, version []byte
-		for len(item) > 0 {
-			num, value, n := consume(item)
-			if n <= 0 {
-				break
-			}
-			item = item[n:]
-			switch num {
-			case 1:
-				name = value
-			case 2:
-				version = value
-			}
-		}
-		f(name, version)
+	for value := range r.values(deltaInitial) {
+		f(entryOf(value))
 	}
 }
 
-// survey returns the sum of what a returning client says it holds, and the newest
-// version among it.
-func (r *request) survey() (snapshot.Tally, snapshot.Version) {
-	if r.initial > 0 && !r.surveyed {
-		r.surveyed = true
-		r.versions(func(name, version []byte) {
-			if v, ok := r.tally.Add(name, version); ok && r.newest.Less(v) {
-				r.newest = v
-			}
-		})
+// entryOf decodes an entry of a map of strings.
+func entryOf(b []byte) (key, value []byte) {
+	// As every encoder writes it, when both are shorter than 128 bytes.
+	const keyTag, valueTag = 1<<3 | byte(protowire.BytesType), 2<<3 | byte(protowire.BytesType)
+	if len(b) >= 4 && b[0] == keyTag && b[1] < 0x80 {
+		k := 2 + int(b[1])
+		if len(b) >= k+2 && b[k] == valueTag && b[k+1] < 0x80 && len(b) == k+2+int(b[k+1]) {
+			return b[2:k:k], b[k+2:]
+		}
 	}
-	return r.tally, r.newest
+	for len(b) > 0 {
+		num, v, n := consume(b)
+		if n <= 0 {
+			break
+		}
+		b = b[n:]
+		switch num {
+		case 1:
+			key = v
+		case 2:
+			value = v
+		}
+	}
+	return key, value
 }
 
 // consume reads one field. The value is nil unless it is length-delimited; n is
