@@ -18,6 +18,8 @@ type refusal struct {
 	resource *snapshot.Resource // the refused content
 	good     *snapshot.Resource // what the client keeps; nil when it has none, or nobody knows
 	unknown  bool               // it may keep something that nobody knows
+	detail   string             // what the client said
+	at       time.Time
 }
 
 const (
@@ -45,7 +47,7 @@ func (s *session) refuse(now time.Time, t *track, f *flight, failure []byte) {
 		n := Nacked{TypeURL: t.typeURL, Detail: detail}
 		for _, r := range f.test {
 			if reason, bad := told[r.Name]; bad {
-				n.Refused = append(n.Refused, s.quarantine(t, r, reason))
+				n.Refused = append(n.Refused, s.quarantine(now, t, r, detail, reason))
 			} else if t.accepted != nil {
 				t.accepted[r.Name] = true
 			}
@@ -59,7 +61,7 @@ func (s *session) refuse(now time.Time, t *track, f *flight, failure []byte) {
 	case len(f.test)+len(f.removed) <= 1, s.whole, t.trials >= maxTrials:
 		n := Nacked{TypeURL: t.typeURL, Detail: detail}
 		for _, r := range f.test {
-			n.Refused = append(n.Refused, s.quarantine(t, r, ""))
+			n.Refused = append(n.Refused, s.quarantine(now, t, r, detail, ""))
 		}
 		n.Refused = append(n.Refused, refusedNames(f.removed)...)
 		s.nacked(t, n)
@@ -86,8 +88,11 @@ func refusedNames(names []string) []Refused {
 }
 
 // quarantine holds a resource back until its content changes.
-func (s *session) quarantine(t *track, r *snapshot.Resource, reason string) Refused {
-	f := &refusal{resource: r}
+func (s *session) quarantine(now time.Time, t *track, r *snapshot.Resource, detail, reason string) Refused {
+	f := &refusal{resource: r, detail: detail, at: now}
+	if reason != "" {
+		f.detail = reason
+	}
 	if before := t.refused[r.Name]; before != nil {
 		f.good, f.unknown = before.good, before.unknown
 	} else if p, exception := t.old[r.Name]; exception {

@@ -32,12 +32,13 @@ type stream struct {
 
 	// woken: there is something for the pool to do. Whoever releases mu looks.
 	woken  atomic.Bool
-	reason atomic.Pointer[error] // why the server ends the stream
+	reason atomic.Pointer[error]  // why the server ends the stream
+	about  atomic.Pointer[Stream] // nil before the first request was accepted
 	// The group's revision and the one that is synced, for metrics.
 	newest, synced atomic.Uint64
 
 	mu     sync.Mutex
-	info   *Stream // nil before the first request was accepted
+	info   *Stream // as about
 	sess   *session
 	feed   Feed
 	ended  bool
@@ -183,6 +184,7 @@ func (st *stream) begin(b []byte) error {
 	}
 	st.mu.Lock()
 	st.info, st.feed = info, feed
+	st.about.Store(info)
 	// Read again, with the lock: a wake-up before this moment found no session.
 	if current := feed.Current(); current != nil {
 		st.sess = newSession(&st.srv.session, time.Now(), c, st.delta, st.only, current)
