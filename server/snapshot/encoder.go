@@ -4,6 +4,7 @@ import (
 	"container/list"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"google.golang.org/protobuf/encoding/protowire"
 )
@@ -39,6 +40,10 @@ type EncoderConfig struct {
 	// larger than that goes alone. Default 4 MiB less 64 KiB: grpc-go clients
 	// refuse messages above 4 MiB unless told otherwise.
 	MaxFrame int
+	// TTL, when set, is how long clients keep each resource that they are not sent
+	// again, or reminded of by a heartbeat. Without the Resource around it a
+	// state-of-the-world resource has none.
+	TTL time.Duration
 }
 
 // Encoder encodes each response once for all streams. All methods are safe for
@@ -46,6 +51,7 @@ type EncoderConfig struct {
 type Encoder struct {
 	maxBytes int64
 	maxFrame int
+	ttl      []byte // the encoded field of each Resource; empty for none
 
 	hits, misses atomic.Uint64
 
@@ -72,6 +78,8 @@ const (
 	formDelta form = iota
 	formSotW
 	formSotWWrapped
+	formHeartbeat
+	formSotWHeartbeat
 )
 
 type entry struct {
@@ -93,8 +101,28 @@ func NewEncoder(cfg EncoderConfig) *Encoder {
 	if cfg.MaxFrame == 0 {
 		cfg.MaxFrame = 4<<20 - 64<<10
 	}
-	return &Encoder{maxBytes: cfg.MaxBytes, maxFrame: cfg.MaxFrame, entries: map[encodeKey]*list.Element{}}
+	return &Encoder{maxBytes: cfg.MaxBytes, maxFrame: cfg.MaxFrame, ttl: ttlField(cfg.TTL), entries: map[encodeKey]*list.Element{}}
 }
+
+// ttlField encodes Resource.ttl.
+func ttlField(ttl time.Duration) []byte {
+	if ttl <= 0 {
+		return nil
+	}
+	d := protowire.AppendTag(nil, durationSeconds, protowire.VarintType)
+	d = protowire.AppendVarint(d, uint64(ttl/time.Second))
+	d = protowire.AppendTag(d, durationNanos, protowire.VarintType)
+	d = protowire.AppendVarint(d, uint64(ttl%time.Second))
+	b := protowire.AppendTag(nil, resourceTTL, protowire.BytesType)
+	return protowire.AppendBytes(b, d)
+}
+
+// Field numbers of google.protobuf.Duration, and of the TTL.
+const (
+	resourceTTL     protowire.Number = 6
+	durationSeconds protowire.Number = 1
+	durationNanos   protowire.Number = 2
+)
 
 // Stats returns how many responses were shared and how many were encoded.
 func (e *Encoder) Stats() (hits, misses uint64) { return e.hits.Load(), e.misses.Load() }
@@ -144,6 +172,36 @@ func (e *Encoder) SotW(typeURL string, to *Set, wrapped bool) *Frame {
 		}
 		return []*Frame{e.EncodeSotW(typeURL, to.String(), all, wrapped)}
 	})[0]
+}
+
+// Heartbeat returns responses that prolong the life of every resource of the set:
+// names and versions without bodies. In the state-of-the-world protocol it is one.
+func (e *Encoder) Heartbeat(typeURL string, set *Set, delta bool) []*Frame {
+	key := encodeKey{typeURL: typeURL, to: set, fresh: true, form: formSotWHeartbeat}
+	if delta {
+		key.form = formHeartbeat
+	}
+	return e.get(key, func() []*Frame {
+		all := make([]*Resource, 0, set.Len())
+		for r := range set.All() {
+			all = append(all, r)
+		}
+		return e.EncodeHeartbeat(typeURL, set.String(), all, delta)
+	})
+}
+
+// EncodeHeartbeat is Heartbeat for some resources.
+func (e *Encoder) EncodeHeartbeat(typeURL, version string, rs []*Resource, delta bool) []*Frame {
+	bare := make([]*Resource, len(rs))
+	for i, r := range rs {
+		b := appendString(nil, resourceVersion, r.Version)
+		b = appendString(b, resourceName, r.Name)
+		bare[i] = &Resource{Name: r.Name, Version: r.Version, Encoded: b}
+	}
+	if delta {
+		return e.EncodeDelta(typeURL, version, bare, nil)
+	}
+	return []*Frame{e.EncodeSotW(typeURL, version, bare, true)}
 }
 
 // get returns the frames of a key; one caller makes them, others wait for it.
@@ -220,7 +278,7 @@ func (e *Encoder) EncodeDelta(typeURL, version string, up []*Resource, removed [
 			nr++
 		}
 		if nr == len(removed) {
-			for nu < len(up) && fits(responseResources, len(up[nu].Encoded), nr+nu) {
+			for nu < len(up) && fits(responseResources, len(up[nu].Encoded)+len(e.ttl), nr+nu) {
 				nu++
 			}
 		}
@@ -230,7 +288,8 @@ func (e *Encoder) EncodeDelta(typeURL, version string, up []*Resource, removed [
 		b = appendString(b, sotwTypeURL, typeURL)
 		for _, r := range f.Upserts {
 			b = protowire.AppendTag(b, responseResources, protowire.BytesType)
-			b = protowire.AppendBytes(b, r.Encoded)
+			b = protowire.AppendVarint(b, uint64(len(r.Encoded)+len(e.ttl)))
+			b = append(append(b, r.Encoded...), e.ttl...)
 		}
 		for _, name := range f.Removed {
 			b = appendString(b, deltaRemoved, name)
@@ -246,7 +305,7 @@ func (e *Encoder) EncodeDelta(typeURL, version string, up []*Resource, removed [
 func (e *Encoder) EncodeSotW(typeURL, version string, up []*Resource, wrapped bool) *Frame {
 	size := sizeOf(responseVersion, len(version)) + sizeOf(sotwTypeURL, len(typeURL))
 	for _, r := range up {
-		size += sizeOf(responseResources, len(r.Encoded)+sizeOf(anyTypeURL, len(wrappedType))+8)
+		size += sizeOf(responseResources, len(r.Encoded)+len(e.ttl)+sizeOf(anyTypeURL, len(wrappedType))+8)
 	}
 	b := make([]byte, 0, size)
 	b = appendString(b, responseVersion, version)
@@ -257,11 +316,13 @@ func (e *Encoder) EncodeSotW(typeURL, version string, up []*Resource, wrapped bo
 			b = protowire.AppendBytes(b, r.Any())
 			continue
 		}
-		n := sizeOf(anyTypeURL, len(wrappedType)) + sizeOf(anyValue, len(r.Encoded))
+		size := len(r.Encoded) + len(e.ttl)
+		n := sizeOf(anyTypeURL, len(wrappedType)) + sizeOf(anyValue, size)
 		b = protowire.AppendVarint(b, uint64(n))
 		b = appendString(b, anyTypeURL, wrappedType)
 		b = protowire.AppendTag(b, anyValue, protowire.BytesType)
-		b = protowire.AppendBytes(b, r.Encoded)
+		b = protowire.AppendVarint(b, uint64(size))
+		b = append(append(b, r.Encoded...), e.ttl...)
 	}
 	return &Frame{Bytes: b, Upserts: up}
 }

@@ -27,6 +27,10 @@ type Config struct {
 	Timing Timing
 	// Encoder is shared with other servers of the process; nil makes one.
 	Encoder *snapshot.Encoder
+	// ResourceErrors tells clients that ask for a resource that does not exist so
+	// in the response's resource_errors. Default off: what is published of clients
+	// does not read them, and one that does may fail what it would wait for.
+	ResourceErrors bool
 	// Metrics is where the metrics are registered; nil for nowhere.
 	Metrics prometheus.Registerer
 	// Logger takes structured logs. Default: none.
@@ -49,6 +53,9 @@ type Timing struct {
 	// CatchUp bounds how long a data plane waits that is ahead of this server.
 	// Default 10s.
 	CatchUp time.Duration
+	// TTL is how long clients keep resources without hearing of them, where they
+	// support that. Default 0: for ever, since data planes outlive the control plane.
+	TTL time.Duration
 	// Ack bounds how long a response may go unanswered before the stream is
 	// closed. Default 5m.
 	Ack time.Duration

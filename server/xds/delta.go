@@ -244,6 +244,7 @@ func (s *session) composeDelta(t *track, set *snapshot.Set, to snapshot.Version)
 		case isGlob(name) && c.collection(set, name):
 		case asked:
 			c.answerNone(name)
+			c.missing = append(c.missing, name)
 		}
 	}
 	t.answers = nil
@@ -265,12 +266,12 @@ func (s *session) composeDelta(t *track, set *snapshot.Set, to snapshot.Version)
 	if all && len(c.alone) == 0 && changed == len(c.up)+len(c.removed) && (changed > 0 || must) {
 		return s.shared(t, set, parts, must, to)
 	}
-	return c.chunks(s.cfg.encoder, t.typeURL, set, must)
+	return c.chunks(s.encoder, t.typeURL, set, must)
 }
 
 // shared returns the responses that every client at the same place needs.
 func (s *session) shared(t *track, set *snapshot.Set, parts snapshot.Parts, must bool, to snapshot.Version) []chunk {
-	frames := s.cfg.encoder.Delta(t.typeURL, t.held, set, parts)
+	frames := s.encoder.Delta(t.typeURL, t.held, set, parts)
 	for _, name := range frames[0].Gone {
 		t.keep(name, to)
 	}
@@ -298,6 +299,7 @@ func (s *session) firstNamed(t *track, set *snapshot.Set, c *composition, to sna
 			c.up = append(c.up, r)
 		} else {
 			c.removed = append(c.removed, name)
+			c.missing = append(c.missing, name)
 		}
 	}
 	return false
@@ -350,10 +352,11 @@ func (s *session) answerDelta(t *track, set *snapshot.Set) []chunk {
 			// done
 		} else if asked {
 			c.answerNone(name)
+			c.missing = append(c.missing, name)
 		}
 		delete(t.answers, name)
 	}
-	chunks := c.chunks(s.cfg.encoder, t.typeURL, set, false)
+	chunks := c.chunks(s.encoder, t.typeURL, set, false)
 	for i := range chunks {
 		chunks[i].kind = answer
 	}
@@ -372,7 +375,9 @@ type composition struct {
 	// alone are new contents of resources that were refused: each in a response of
 	// its own, so that they do no harm to others if they are refused again.
 	alone []*snapshot.Resource
-	seen  map[string]bool // the names of all of them, kept when needed
+	// missing are names that were asked for and do not exist.
+	missing []string
+	seen    map[string]bool // the names of all of them, kept when needed
 }
 
 // add adds a change; it reports whether it did so without regard to refusals.
@@ -447,6 +452,9 @@ func (c *composition) chunks(enc *snapshot.Encoder, typeURL string, set *snapsho
 	for _, r := range c.alone {
 		out = append(out, chunksOf(enc.EncodeDelta(typeURL, set.String(), []*snapshot.Resource{r}, nil), true)...)
 	}
+	if len(out) > 0 {
+		out[0].missing = c.missing
+	}
 	return out
 }
 
@@ -472,7 +480,7 @@ func (s *session) composeRemoval(now time.Time, t *track, at snapshot.Version) [
 		return []chunk{{kind: removal}}
 	}
 	slices.Sort(removed)
-	chunks := chunksOf(s.cfg.encoder.EncodeDelta(t.typeURL, t.held.String(), nil, removed), true)
+	chunks := chunksOf(s.encoder.EncodeDelta(t.typeURL, t.held.String(), nil, removed), true)
 	for i := range chunks {
 		chunks[i].kind = removal
 	}

@@ -171,9 +171,9 @@ func (s *session) takeApart(t *track, f *flight, detail string) []chunk {
 		case t.complete && !s.delta:
 			out = append(out, chunk{kind: f.kind, test: part})
 		case !s.delta:
-			out = append(out, chunk{kind: f.kind, test: part, frame: s.cfg.encoder.EncodeSotW(t.typeURL, set.String(), part, s.client.wrapped)})
+			out = append(out, chunk{kind: f.kind, test: part, frame: s.encoder.EncodeSotW(t.typeURL, set.String(), part, s.client.wrapped)})
 		default:
-			for _, c := range chunksOf(s.cfg.encoder.EncodeDelta(t.typeURL, set.String(), part, removed), true) {
+			for _, c := range chunksOf(s.encoder.EncodeDelta(t.typeURL, set.String(), part, removed), true) {
 				c.kind = f.kind
 				out = append(out, c)
 			}

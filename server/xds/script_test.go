@@ -15,6 +15,7 @@ import (
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -35,7 +36,7 @@ import (
 //	publish [epoch=N] [rev=N]     the lines below make the next revision:
 //	                              TYPE NAME CONTENT, or - TYPE NAME to remove
 //	replace                       the lines are all there is at the next revision
-//	connect delta|sotw [envoy|grpc|muster|other] [fresh] [only=TYPE] [wrapped] [listen=PORT]
+//	connect delta|sotw [envoy|grpc|muster|other] [fresh] [only=TYPE] [wrapped] [listen=PORT] [ttl] [errors]
 //	                              the stream is a minute old unless it is fresh
 //	request TYPE [names=a,b] [sub=a,b] [unsub=a] [init=a@REV,b@EPOCH.REV] [nonce=N] [version=N]
 //	                              version=N is that of the response with nonce N
@@ -210,6 +211,7 @@ func testCluster(name, content string) *clusterv3.Cluster {
 func (c *conversation) connect(t *testing.T, d *datadriven.TestData) string {
 	cl := client{family: envoyClient}
 	began := c.now.Add(-time.Minute)
+	errors := false
 	for _, arg := range d.CmdArgs {
 		switch arg.Key {
 		case "delta", "sotw":
@@ -227,6 +229,8 @@ func (c *conversation) connect(t *testing.T, d *datadriven.TestData) string {
 			cl.wrapped = true
 		case "ttl":
 			cl.ttl = true
+		case "errors":
+			errors = true
 		case "only":
 			c.only = longType(arg.Vals[0])
 		case "listen":
@@ -247,7 +251,11 @@ func (c *conversation) connect(t *testing.T, d *datadriven.TestData) string {
 	default:
 		cl.view.Client = compile.ViewSotW
 	}
-	cfg := &sessionConfig{encoder: c.encoder, limits: c.limits.withDefaults(), timing: Timing{}.withDefaults()}
+	cfg := &sessionConfig{encoder: c.encoder, errors: errors, limits: c.limits.withDefaults(), timing: Timing{}.withDefaults()}
+	if cl.ttl {
+		cfg.timing.TTL = 30 * time.Second
+		cfg.mortal = snapshot.NewEncoder(snapshot.EncoderConfig{TTL: 30 * time.Second})
+	}
 	c.sess = newSession(cfg, began, cl, c.delta, c.only, c.snap)
 	c.ended = nil
 	c.names, c.newest = map[string][]string{}, map[string]uint64{}
@@ -445,10 +453,13 @@ func (c *conversation) showResponse(t *testing.T, e effect) string {
 		for _, r := range m.GetResources() {
 			names = append(names, r.GetName())
 			if r.GetResource() == nil {
-				line += fmt.Sprintf(" ~%s", r.GetName())
+				line += fmt.Sprintf(" ~%s@%s/%s", r.GetName(), rev(r.GetVersion()), r.GetTtl().AsDuration())
 				continue
 			}
 			line += fmt.Sprintf(" +%s@%s", r.GetName(), rev(r.GetVersion()))
+			if r.GetTtl() != nil {
+				line += "/" + r.GetTtl().AsDuration().String()
+			}
 			if got := r.GetResource().GetTypeUrl(); got != typeURL {
 				t.Errorf("a resource of type %q in a response of %q", got, typeURL)
 			}
@@ -458,6 +469,7 @@ func (c *conversation) showResponse(t *testing.T, e effect) string {
 			names = append(names, name)
 			line += " -" + name
 		}
+		line += showErrors(m.GetResourceErrors())
 	} else {
 		m := &discoveryv3.DiscoveryResponse{}
 		if err := proto.Unmarshal(wire, m); err != nil {
@@ -468,7 +480,7 @@ func (c *conversation) showResponse(t *testing.T, e effect) string {
 		line = " v" + rev(m.GetVersionInfo())
 		var items []string
 		for i, a := range m.GetResources() {
-			r := e.frame.Upserts[i]
+			r, ttl := e.frame.Upserts[i], ""
 			switch a.GetTypeUrl() {
 			case typeURL:
 			case "type.googleapis.com/envoy.service.discovery.v3.Resource":
@@ -476,18 +488,25 @@ func (c *conversation) showResponse(t *testing.T, e effect) string {
 				if err := a.UnmarshalTo(w); err != nil {
 					t.Fatal(err)
 				}
-				a = w.GetResource()
+				ttl = ""
+				if w.GetTtl() != nil {
+					ttl = "/" + w.GetTtl().AsDuration().String()
+				}
+				if a = w.GetResource(); a == nil {
+					items = append(items, fmt.Sprintf(" ~%s@%s%s", w.GetName(), rev(w.GetVersion()), ttl))
+					continue
+				}
 			default:
 				t.Errorf("a resource of type %q in a response of %q", a.GetTypeUrl(), typeURL)
 			}
-			if a != nil && string(a.GetValue()) != string(r.Body) {
+			if string(a.GetValue()) != string(r.Body) {
 				t.Errorf("the response does not hold the body of %s", r.Name)
 			}
 			names = append(names, r.Name)
-			items = append(items, fmt.Sprintf(" +%s@%s", r.Name, rev(r.Version)))
+			items = append(items, fmt.Sprintf(" +%s@%s%s", r.Name, rev(r.Version), ttl))
 		}
 		slices.Sort(items)
-		line += strings.Join(items, "")
+		line += strings.Join(items, "") + showErrors(m.GetResourceErrors())
 	}
 	slices.Sort(names)
 	if n := len(slices.Compact(names)); n != len(names) {
@@ -499,4 +518,13 @@ func (c *conversation) showResponse(t *testing.T, e effect) string {
 	}
 	c.newest[typeURL] = n
 	return fmt.Sprintf("-> %s %s%s", shortType(typeURL), nonce, line)
+}
+
+func showErrors(errors []*discoveryv3.ResourceError) string {
+	var out []string
+	for _, e := range errors {
+		out = append(out, fmt.Sprintf(" !%s:%s", e.GetResourceName().GetName(), codes.Code(e.GetErrorDetail().GetCode())))
+	}
+	slices.Sort(out)
+	return strings.Join(out, "")
 }

@@ -12,6 +12,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
+
+	"github.com/musterhq/muster/server/snapshot"
 )
 
 // Server serves xDS. Make it with NewServer, register it on a gRPC server that
@@ -48,8 +50,11 @@ type liveNode struct {
 func NewServer(cfg Config) *Server {
 	cfg = cfg.withDefaults()
 	s := &Server{
-		cfg:     cfg,
-		session: sessionConfig{encoder: cfg.Encoder, limits: cfg.Limits, timing: cfg.Timing},
+		cfg: cfg,
+		session: sessionConfig{
+			encoder: cfg.Encoder, mortal: snapshot.NewEncoder(snapshot.EncoderConfig{TTL: cfg.Timing.TTL}),
+			errors: cfg.ResourceErrors, limits: cfg.Limits, timing: cfg.Timing,
+		},
 		pool:    pool{limit: max(4, runtime.GOMAXPROCS(0))},
 		cold:    make(chan struct{}, max(cfg.Limits.ColdStarts, 1)),
 		streams: map[*stream]struct{}{},

@@ -18,11 +18,13 @@ import (
 // effects. An error of its methods ends the stream.
 type session struct {
 	// Set once.
-	cfg    *sessionConfig
-	client client
-	delta  bool
-	only   string // the type of a per-type stream; empty for ADS
-	began  time.Time
+	cfg     *sessionConfig
+	client  client
+	encoder *snapshot.Encoder
+	ttl     time.Duration // of the resources sent; 0 for none
+	delta   bool
+	only    string // the type of a per-type stream; empty for ADS
+	began   time.Time
 
 	newest *snapshot.Snapshot
 	// released is the newest snapshot whose clusters the client has: routes may
@@ -48,6 +50,8 @@ type session struct {
 // sessionConfig is what all sessions of a server share.
 type sessionConfig struct {
 	encoder *snapshot.Encoder
+	mortal  *snapshot.Encoder // of resources with a TTL
+	errors  bool              // see Config.ResourceErrors
 	limits  Limits
 	timing  Timing
 }
@@ -74,10 +78,14 @@ type effect struct {
 }
 
 func newSession(cfg *sessionConfig, now time.Time, c client, delta bool, only string, first *snapshot.Snapshot) *session {
-	return &session{
+	s := &session{
 		cfg: cfg, client: c, delta: delta, only: only, began: now, newest: first,
-		whole: c.family == musterClient,
+		whole: c.family == musterClient, encoder: cfg.encoder,
 	}
+	if cfg.timing.TTL > 0 && c.ttl && (delta || c.wrapped) {
+		s.encoder, s.ttl = cfg.mortal, cfg.timing.TTL
+	}
+	return s
 }
 
 // gated reports whether routes wait for clusters, and removals for routes.
@@ -144,7 +152,10 @@ func (s *session) deadline() time.Time {
 				(s.released == nil || s.released.Version().Less(t.goalAt.Version())) {
 				earliest(t.pushed.Add(s.cfg.timing.Gate))
 			}
-		} else if !t.linger.IsZero() && len(t.extra) > 0 && t.goal == nil {
+		} else if s.ttl > 0 && !t.beat.IsZero() {
+			earliest(t.beat)
+		}
+		if !t.busy() && !t.linger.IsZero() && len(t.extra) > 0 && t.goal == nil {
 			earliest(t.linger)
 		}
 	}
@@ -314,6 +325,9 @@ func (s *session) pump(now time.Time) {
 		if s.splits(t) {
 			s.breakAway(now, t)
 		}
+		if s.ttl > 0 {
+			s.beat(now, t)
+		}
 	}
 	s.settle()
 }
@@ -438,6 +452,9 @@ func (s *session) arrive(t *track, set *snapshot.Set, at *snapshot.Snapshot) {
 func (s *session) send(now time.Time, t *track, c chunk) {
 	if c.frame == nil {
 		c.frame = s.frameSotW(t, &c)
+	}
+	if s.cfg.errors && len(c.missing) > 0 {
+		c.frame = s.withErrors(c.frame, c.missing)
 	}
 	s.nonce++
 	t.sent = s.nonce

@@ -109,11 +109,12 @@ func (s *session) namesSotW(t *track, r *request) error {
 // of the version.
 func (s *session) composeSotW(now time.Time, t *track, set *snapshot.Set, to snapshot.Version) []chunk {
 	var c composition
-	gone := false
+	gone, asked := false, len(t.answers) > 0
 	if t.held == nil && !t.wildcard {
+		t.answers = nil // the first push is the answer
 		s.firstNamed(t, set, &c, to)
 		missing := c.removed
-		c.removed = nil
+		c.removed, c.missing = nil, nil
 		for _, name := range missing {
 			s.nothing(t, &c, name)
 		}
@@ -131,7 +132,6 @@ func (s *session) composeSotW(now time.Time, t *track, set *snapshot.Set, to sna
 			}
 		}
 	}
-	asked := len(t.answers) > 0
 	for name := range t.answers {
 		if r, ok := s.lookup(t, set, name, to); ok {
 			c.answer(r)
@@ -151,13 +151,13 @@ func (s *session) composeSotW(now time.Time, t *track, set *snapshot.Set, to sna
 		s.drop(now, t, routes.Version()) // there is a response anyway
 	}
 	if len(c.alone) == 0 {
-		return []chunk{{test: c.up}}
+		return []chunk{{test: c.up, missing: c.missing}}
 	}
 	// Each new content of what was refused is tried by itself.
 	t.accepted = map[string]bool{}
 	var out []chunk
 	if len(c.up) > 0 || gone || asked || must {
-		out = append(out, chunk{test: c.up})
+		out = append(out, chunk{test: c.up, missing: c.missing})
 	}
 	for _, r := range c.alone {
 		out = append(out, chunk{test: []*snapshot.Resource{r}})
@@ -169,6 +169,7 @@ func (s *session) composeSotW(now time.Time, t *track, set *snapshot.Set, to sna
 // that, and most clients find out by waiting. An Envoy that waits for endpoints does
 // not acknowledge the clusters: it is told that there are none.
 func (s *session) nothing(t *track, c *composition, name string) {
+	c.missing = append(c.missing, name)
 	if t.typeURL != compile.EndpointType || s.client.family == grpcClient {
 		return
 	}
@@ -184,7 +185,7 @@ const assignmentCluster protowire.Number = 1
 func (s *session) partial(t *track, set *snapshot.Set, c *composition) []chunk {
 	var out []chunk
 	add := func(part []*snapshot.Resource) {
-		f := s.cfg.encoder.EncodeSotW(t.typeURL, set.String(), part, s.client.wrapped)
+		f := s.encoder.EncodeSotW(t.typeURL, set.String(), part, s.client.wrapped)
 		out = append(out, chunk{frame: f, test: part})
 	}
 	size, from := 0, 0
@@ -199,6 +200,12 @@ func (s *session) partial(t *track, set *snapshot.Set, c *composition) []chunk {
 	}
 	for _, r := range c.alone {
 		add([]*snapshot.Resource{r})
+	}
+	if s.cfg.errors && len(c.missing) > 0 && len(out) == 0 {
+		add(nil)
+	}
+	if len(out) > 0 {
+		out[0].missing = c.missing
 	}
 	return out
 }
@@ -215,7 +222,7 @@ func (s *session) frameSotW(t *track, c *chunk) *snapshot.Frame {
 		set = t.held
 	}
 	if t.wildcard && len(t.refused) == 0 && t.accepted == nil && len(t.extra) == 0 {
-		return s.cfg.encoder.SotW(t.typeURL, set, s.client.wrapped)
+		return s.encoder.SotW(t.typeURL, set, s.client.wrapped)
 	}
 	version := set.String()
 	var test map[string]bool
@@ -255,7 +262,7 @@ func (s *session) frameSotW(t *track, c *chunk) *snapshot.Frame {
 			up = append(up, x.resource)
 		}
 	}
-	return s.cfg.encoder.EncodeSotW(t.typeURL, version, up, s.client.wrapped)
+	return s.encoder.EncodeSotW(t.typeURL, version, up, s.client.wrapped)
 }
 
 // before returns what the client holds in the place of a resource that it was not

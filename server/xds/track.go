@@ -101,6 +101,8 @@ type track struct {
 	trials  int       // parts of refused responses that were sent in this push
 	linger  time.Time // when removals are due; zero when none waits for time
 
+	beat time.Time // when the next heartbeat is due; see ttl.go
+
 	// State of the world only.
 	sent     uint64 // the newest nonce
 	named    bool   // the client named something once
@@ -114,6 +116,7 @@ type chunk struct {
 	kind    chunkKind
 	test    []*snapshot.Resource // what is new to the client in it
 	removed []string
+	missing []string // names that were asked for and do not exist
 }
 
 type chunkKind uint8
@@ -122,6 +125,7 @@ const (
 	push chunkKind = iota
 	answer
 	removal
+	heartbeat
 )
 
 // flight is a response that was sent and not answered.
