@@ -65,7 +65,7 @@ func TestManyStreamsUnderChurnEndWithTheSnapshot(t *testing.T) {
 	f := serve(t, Config{Limits: Limits{Replacements: -1}})
 	f.publish(compile.VirtualHostType, map[string]string{"m/0": "0"})
 	const planes, revisions = 40, 400
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	var all []*plane
 	for i := range planes {
