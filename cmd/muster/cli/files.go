@@ -12,6 +12,7 @@ import (
 
 	musterv1 "github.com/musterhq/muster/proto/muster/v1"
 	"github.com/musterhq/muster/resource"
+	_ "github.com/musterhq/muster/resource/xdstypes" // what an xds_resource may hold
 	"github.com/musterhq/muster/server/compile/plugin"
 )
 
