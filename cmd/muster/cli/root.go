@@ -77,7 +77,7 @@ Start here:  muster dev`,
 		}
 	}
 	add("run", a.devCommand(), a.serverCommand(), a.gatewayCommand(), a.configCommand())
-	add("config", a.groupCommand(), a.applyCommand(), a.syncCommand(), a.diffCommand(), a.getCommand(), a.deleteCommand(), a.historyCommand(), a.rollbackCommand())
+	add("config", a.groupCommand(), a.applyCommand(), a.syncCommand(), a.diffCommand(), a.getCommand(), a.dumpCommand(), a.deleteCommand(), a.historyCommand(), a.rollbackCommand())
 	add("fleet", a.dpCommand(), a.waitCommand(), a.bootstrapCommand())
 	add("local", a.lintCommand(), a.contextCommand(), a.versionCommand())
 	root.SetHelpCommandGroupID("local")
