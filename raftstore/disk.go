@@ -17,6 +17,8 @@ import (
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 	"go.etcd.io/bbolt"
 	bbolterrors "go.etcd.io/bbolt/errors"
+
+	"github.com/musterhq/muster/raftstore/failpoint"
 )
 
 // diskHooks replace parts of the disk in tests.
@@ -180,7 +182,12 @@ func (l *logStore) StoreLog(entry *raft.Log) error {
 }
 
 func (l *logStore) StoreLogs(entries []*raft.Log) error {
-	return l.write("storing log entries", func() error { return l.BoltStore.StoreLogs(entries) })
+	return l.write("storing log entries", func() error {
+		failpoint.Hit("store")
+		err := l.BoltStore.StoreLogs(entries)
+		failpoint.Hit("stored")
+		return err
+	})
 }
 
 func (l *logStore) DeleteRange(from, to uint64) error {

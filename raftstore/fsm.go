@@ -12,6 +12,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	musterv1 "github.com/musterhq/muster/proto/muster/v1"
+	"github.com/musterhq/muster/raftstore/failpoint"
 	"github.com/musterhq/muster/raftstore/state"
 )
 
@@ -52,6 +53,7 @@ func (f *fsm) Apply(l *raft.Log) any { return f.ApplyBatch([]*raft.Log{l})[0] }
 // ApplyBatch carries out a batch of entries and publishes one state for all of
 // it. The answer to an entry is an []applied, one for each command in it.
 func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
+	failpoint.Hit("apply")
 	current := f.state.Load()
 	next := current
 	answers := make([]any, len(logs))
@@ -160,6 +162,7 @@ func (f *fsm) Restore(r io.ReadCloser) error {
 	if err != nil {
 		return err
 	}
+	failpoint.Hit("restore")
 	f.state.Store(s)
 	f.published()
 	return nil
@@ -178,7 +181,10 @@ func (s fsmSnapshot) Persist(sink raft.SnapshotSink) error {
 	if err != nil {
 		return errors.Join(err, sink.Cancel())
 	}
-	return sink.Close()
+	failpoint.Hit("persist")
+	err = sink.Close()
+	failpoint.Hit("persisted")
+	return err
 }
 
 // Release does nothing: the state is garbage once nobody points at it.

@@ -45,6 +45,11 @@ type Config struct {
 	Join []string
 	// Autopilot says when servers get a vote and when dead ones are removed.
 	Autopilot raftstore.Autopilot
+	// DiskTimeout, SnapshotThreshold and SnapshotInterval are the store's; the
+	// zero values are its defaults.
+	DiskTimeout       time.Duration
+	SnapshotThreshold uint64
+	SnapshotInterval  time.Duration
 	// OpsAddr, when set, serves /metrics, /healthz and /readyz over plain HTTP
 	// without a key. The admin port serves them too, /metrics with a key.
 	OpsAddr string

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/musterhq/muster/raftstore/failpoint"
 	"github.com/musterhq/muster/raftstore/state"
 	"github.com/musterhq/muster/resource"
 	"github.com/musterhq/muster/server/compile"
@@ -171,6 +172,7 @@ func (p *publisher) publish(pg *publishedGroup, last *publication, g *state.Grou
 	pg.set(next)
 	// The fleet first: an acknowledgement must not come before what it is of.
 	p.fleet.Published(pg.id, v)
+	failpoint.Hit("push")
 	p.hub.Publish(next.snap)
 	p.metrics.publishSeconds.Observe(p.now().Sub(began).Seconds())
 	p.metrics.groupRevision.WithLabelValues(pg.id).Set(float64(v.Revision))

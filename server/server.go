@@ -151,6 +151,11 @@ func (s *Server) openStore() (err error) {
 		Bootstrap: s.cfg.Bootstrap,
 		Join:      s.cfg.Join,
 		Autopilot: s.cfg.Autopilot,
+
+		DiskTimeout:       s.cfg.DiskTimeout,
+		SnapshotThreshold: s.cfg.SnapshotThreshold,
+		SnapshotInterval:  s.cfg.SnapshotInterval,
+
 		Handle: func(ctx context.Context, from string, message []byte) ([]byte, error) {
 			return s.present.handle(ctx, from, message)
 		},

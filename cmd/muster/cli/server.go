@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -64,10 +65,9 @@ func (a *app) serverConfig(values []resolved) (server.Config, error) {
 	if err != nil {
 		return server.Config{}, err
 	}
-	grace, err := time.ParseDuration(v["shutdown_grace"])
-	if err != nil {
-		return server.Config{}, err
-	}
+	// The values were checked when they were resolved.
+	duration := func(key string) time.Duration { d, _ := time.ParseDuration(v[key]); return d }
+	threshold, _ := strconv.ParseUint(v["snapshot_threshold"], 10, 32)
 	v["data_dir"] = a.env.path(v["data_dir"])
 	if err := os.MkdirAll(v["data_dir"], 0o700); err != nil {
 		return server.Config{}, fmt.Errorf("data directory: %w", err)
@@ -102,8 +102,14 @@ func (a *app) serverConfig(values []resolved) (server.Config, error) {
 		RaftTLS:       raftstore.TLSFiles{CertFile: v["raft_tls_cert_file"], KeyFile: v["raft_tls_key_file"], CAFile: v["raft_tls_ca_file"]},
 		TrustDomain:   v["trust_domain"],
 		Insecure:      v["insecure"] == "true",
-		ShutdownGrace: grace,
-		Logger:        logger,
+		ShutdownGrace: duration("shutdown_grace"),
+		Autopilot:     raftstore.Autopilot{Stabilize: duration("promote_after")},
+		DiskTimeout:   duration("disk_timeout"),
+
+		SnapshotThreshold: threshold,
+		SnapshotInterval:  duration("snapshot_interval"),
+
+		Logger: logger,
 	}, nil
 }
 

@@ -28,6 +28,7 @@ const (
 	textSetting settingKind = iota
 	boolSetting
 	durationSetting
+	countSetting
 )
 
 func (s setting) flag() string { return strings.ReplaceAll(s.key, "_", "-") }
@@ -41,6 +42,8 @@ func (s setting) check(value string) error {
 		_, err = strconv.ParseBool(value)
 	case durationSetting:
 		_, err = time.ParseDuration(value)
+	case countSetting:
+		_, err = strconv.ParseUint(value, 10, 32)
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %q is not valid: want %s", s.key, value, s.kind)
@@ -54,6 +57,8 @@ func (k settingKind) String() string {
 		return "true or false"
 	case durationSetting:
 		return "a duration such as 5s"
+	case countSetting:
+		return "a whole number"
 	}
 	return "text"
 }
@@ -82,6 +87,10 @@ func serverSettings() []setting {
 		{key: "raft_tls_ca_file", help: "PEM CAs that the other servers' certificates must chain to"},
 		{key: "trust_domain", help: "SPIFFE trust domain of data planes' certificates"},
 		{key: "insecure", help: "allow plaintext, on loopback addresses", fallback: "false", kind: boolSetting},
+		{key: "promote_after", help: "how long a server that joined must keep up before it gets a vote", fallback: "5s", kind: durationSetting},
+		{key: "disk_timeout", help: "how long one write to disk may take before the server ends, so that another can lead", fallback: "8s", kind: durationSetting},
+		{key: "snapshot_threshold", help: "how many log entries make a snapshot worthwhile", fallback: "8192", kind: countSetting},
+		{key: "snapshot_interval", help: "how often that is looked at", fallback: "1m", kind: durationSetting},
 		{key: "shutdown_grace", help: "how long a stop waits for calls under way", fallback: "5s", kind: durationSetting},
 		{key: "log_level", help: "debug, info, warn or error", fallback: "info"},
 		{key: "log_format", help: "text or json", fallback: "text"},
