@@ -151,6 +151,10 @@ func (t *transaction) put(key resource.Key, r *musterv1.Resource) {
 		t.edit.set(before)
 		return
 	}
+	created := t.stamp.revision
+	if existed {
+		created = before.Created
+	}
 	r = proto.CloneOf(r)
 	if create, update := timesOf(r); create != nil {
 		*create, *update = t.stamp.seconds, t.stamp.seconds
@@ -159,7 +163,7 @@ func (t *transaction) put(key resource.Key, r *musterv1.Resource) {
 			*create = *was
 		}
 	}
-	t.edit.set(&Entry{Key: key, Resource: r, Revision: t.stamp.revision, Author: t.stamp.author})
+	t.edit.set(&Entry{Key: key, Resource: r, Revision: t.stamp.revision, Author: t.stamp.author, Created: created})
 }
 
 func (t *transaction) remove(key resource.Key) {

@@ -164,3 +164,33 @@ func TestRaisingTheEpochRaisesEveryGroups(t *testing.T) {
 		t.Errorf("epoch %d", s.Epoch())
 	}
 }
+
+func TestTheRevisionOfCreationTellsAResourceMadeAgainFromAChangedOne(t *testing.T) {
+	// A limit of 2, so that some of it comes from the base of a restored snapshot.
+	s := do(t, New(), &musterv1.Group{Id: "g", Name: "g", HistoryLimit: 2})
+	for _, step := range []struct {
+		change  *musterv1.Change
+		created uint64
+	}{
+		{put(service("a", "1")), 1},
+		{put(service("a", "2")), 1},
+		{put(service("b", "1")), 1},
+		{del("service/a"), 0},
+		{put(service("a", "2")), 5},
+		{put(service("b", "2")), 5},
+		{put(service("b", "3")), 5},
+		{put(service("b", "4")), 5},
+	} {
+		s = do(t, s, commit("g", step.change))
+		restored, err := RestoreEncoded(s.Encoded())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name, v := range map[string]View{"the state": group(t, s, "g").View(), "the restored one": group(t, restored, "g").View()} {
+			e, there := v.Get(key2("service/a"))
+			if there != (step.created != 0) || there && e.Created != step.created {
+				t.Errorf("after %v: %s has %+v, created should be %d", step.change, name, e, step.created)
+			}
+		}
+	}
+}

@@ -149,7 +149,11 @@ func (b *builder) resource(r *musterv1.SnapshotResource) error {
 	case b.edit.get(key) != nil:
 		return fmt.Errorf("repeats %s", key)
 	}
-	b.edit.set(&Entry{Key: key, Resource: r.GetStored().GetResource(), Revision: r.GetStored().GetRevision(), Author: r.GetStored().GetAuthor()})
+	stored := r.GetStored()
+	b.edit.set(&Entry{
+		Key: key, Resource: stored.GetResource(), Revision: stored.GetRevision(),
+		Author: stored.GetAuthor(), Created: stored.GetCreatedRevision(),
+	})
 	return nil
 }
 
@@ -200,7 +204,11 @@ func replay(tx viewTxn, c *musterv1.ResourceChange, info *musterv1.Revision) err
 	if resource.KeyOf(c.GetAfter()) != key {
 		return fmt.Errorf("holds %s under the key %s", resource.KeyOf(c.GetAfter()), key)
 	}
-	tx.set(&Entry{Key: key, Resource: c.GetAfter(), Revision: info.GetRevision(), Author: info.GetAuthor()})
+	created := info.GetRevision()
+	if before != nil {
+		created = before.Created
+	}
+	tx.set(&Entry{Key: key, Resource: c.GetAfter(), Revision: info.GetRevision(), Author: info.GetAuthor(), Created: created})
 	return nil
 }
 

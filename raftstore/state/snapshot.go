@@ -134,7 +134,7 @@ func (g *Group) yieldRecords(yield func(*musterv1.SnapshotRecord) bool) bool {
 		r := &musterv1.SnapshotResource{
 			Group:  g.ID(),
 			Key:    e.Key.Proto(),
-			Stored: &musterv1.StoredResource{Resource: e.Resource, Revision: e.Revision, Author: e.Author},
+			Stored: &musterv1.StoredResource{Resource: e.Resource, Revision: e.Revision, Author: e.Author, CreatedRevision: e.Created},
 		}
 		if !yield(&musterv1.SnapshotRecord{Record: &musterv1.SnapshotRecord_Resource{Resource: r}}) {
 			return false

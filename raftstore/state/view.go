@@ -19,6 +19,9 @@ type Entry struct {
 	// Author who made it.
 	Revision uint64
 	Author   string
+	// Created is the group's revision that created the resource: another one when
+	// it was deleted and made again. 0 when it was stored before that was kept.
+	Created uint64
 }
 
 // View is one group at one revision. It cannot name anything outside the

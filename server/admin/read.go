@@ -46,7 +46,7 @@ func stored(e *state.Entry, reveal bool) *musterv1.StoredResource {
 	if !reveal {
 		r = redact(r)
 	}
-	return &musterv1.StoredResource{Resource: r, Revision: e.Revision, Author: e.Author}
+	return &musterv1.StoredResource{Resource: r, Revision: e.Revision, Author: e.Author, CreatedRevision: e.Created}
 }
 
 // GetResource implements AdminService.

@@ -488,9 +488,12 @@ type StoredResource struct {
 	// The revision that last changed it.
 	Revision uint64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
 	// Who made that revision.
-	Author        string `protobuf:"bytes,3,opt,name=author,proto3" json:"author,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Author string `protobuf:"bytes,3,opt,name=author,proto3" json:"author,omitempty"`
+	// The revision that created it: another one when it was deleted and made again.
+	// 0 for what was stored before revisions of creation were kept.
+	CreatedRevision uint64 `protobuf:"varint,4,opt,name=created_revision,json=createdRevision,proto3" json:"created_revision,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *StoredResource) Reset() {
@@ -544,6 +547,13 @@ func (x *StoredResource) GetAuthor() string {
 	return ""
 }
 
+func (x *StoredResource) GetCreatedRevision() uint64 {
+	if x != nil {
+		return x.CreatedRevision
+	}
+	return 0
+}
+
 var File_muster_v1_group_proto protoreflect.FileDescriptor
 
 const file_muster_v1_group_proto_rawDesc = "" +
@@ -586,11 +596,12 @@ const file_muster_v1_group_proto_rawDesc = "" +
 	"\fcommitted_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\vcommittedAt\x123\n" +
 	"\achanges\x18\x06 \x03(\v2\x19.muster.v1.ResourceChangeR\achanges\x12\x1f\n" +
 	"\vrollback_to\x18\a \x01(\x04R\n" +
-	"rollbackTo\"u\n" +
+	"rollbackTo\"\xa0\x01\n" +
 	"\x0eStoredResource\x12/\n" +
 	"\bresource\x18\x01 \x01(\v2\x13.muster.v1.ResourceR\bresource\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\x12\x16\n" +
-	"\x06author\x18\x03 \x01(\tR\x06author*\x9b\x01\n" +
+	"\x06author\x18\x03 \x01(\tR\x06author\x12)\n" +
+	"\x10created_revision\x18\x04 \x01(\x04R\x0fcreatedRevision*\x9b\x01\n" +
 	"\fChangeResult\x12\x1d\n" +
 	"\x19CHANGE_RESULT_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15CHANGE_RESULT_CREATED\x10\x01\x12\x19\n" +
