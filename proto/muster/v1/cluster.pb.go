@@ -1305,7 +1305,9 @@ type PresenceResponse struct {
 	Version      string `protobuf:"bytes,4,opt,name=version,proto3" json:"version,omitempty"`
 	AdminAddress string `protobuf:"bytes,5,opt,name=admin_address,json=adminAddress,proto3" json:"admin_address,omitempty"`
 	// The answer was cut: ask again at once, with until.
-	More          bool `protobuf:"varint,6,opt,name=more,proto3" json:"more,omitempty"`
+	More bool `protobuf:"varint,6,opt,name=more,proto3" json:"more,omitempty"`
+	// The relays that hang on the server, directly or through others.
+	Relays        []*RelayState `protobuf:"bytes,7,rep,name=relays,proto3" json:"relays,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1382,6 +1384,13 @@ func (x *PresenceResponse) GetMore() bool {
 	return false
 }
 
+func (x *PresenceResponse) GetRelays() []*RelayState {
+	if x != nil {
+		return x.Relays
+	}
+	return nil
+}
+
 // RememberedFleet is what a server keeps on disk of its data planes.
 type RememberedFleet struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1439,7 +1448,7 @@ var File_muster_v1_cluster_proto protoreflect.FileDescriptor
 
 const file_muster_v1_cluster_proto_rawDesc = "" +
 	"\n" +
-	"\x17muster/v1/cluster.proto\x12\tmuster.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15muster/v1/fleet.proto\"\xfb\x02\n" +
+	"\x17muster/v1/cluster.proto\x12\tmuster.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15muster/v1/fleet.proto\x1a\x15muster/v1/relay.proto\"\xfb\x02\n" +
 	"\x04Peer\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x16\n" +
@@ -1524,7 +1533,7 @@ const file_muster_v1_cluster_proto_rawDesc = "" +
 	"\amessage\"C\n" +
 	"\x0fPresenceRequest\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12\x14\n" +
-	"\x05since\x18\x02 \x01(\x04R\x05since\"\xce\x01\n" +
+	"\x05since\x18\x02 \x01(\x04R\x05since\"\xfd\x01\n" +
 	"\x10PresenceResponse\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12\x14\n" +
 	"\x05until\x18\x02 \x01(\x04R\x05until\x125\n" +
@@ -1532,7 +1541,8 @@ const file_muster_v1_cluster_proto_rawDesc = "" +
 	"dataPlanes\x12\x18\n" +
 	"\aversion\x18\x04 \x01(\tR\aversion\x12#\n" +
 	"\radmin_address\x18\x05 \x01(\tR\fadminAddress\x12\x12\n" +
-	"\x04more\x18\x06 \x01(\bR\x04more\"t\n" +
+	"\x04more\x18\x06 \x01(\bR\x04more\x12-\n" +
+	"\x06relays\x18\a \x03(\v2\x15.muster.v1.RelayStateR\x06relays\"t\n" +
 	"\x0fRememberedFleet\x12*\n" +
 	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x125\n" +
 	"\vdata_planes\x18\x02 \x03(\v2\x14.muster.v1.DataPlaneR\n" +
@@ -1586,7 +1596,8 @@ var file_muster_v1_cluster_proto_goTypes = []any{
 	(*RememberedFleet)(nil),          // 21: muster.v1.RememberedFleet
 	(*durationpb.Duration)(nil),      // 22: google.protobuf.Duration
 	(*DataPlane)(nil),                // 23: muster.v1.DataPlane
-	(*timestamppb.Timestamp)(nil),    // 24: google.protobuf.Timestamp
+	(*RelayState)(nil),               // 24: muster.v1.RelayState
+	(*timestamppb.Timestamp)(nil),    // 25: google.protobuf.Timestamp
 }
 var file_muster_v1_cluster_proto_depIdxs = []int32{
 	22, // 0: muster.v1.Peer.last_contact:type_name -> google.protobuf.Duration
@@ -1598,29 +1609,30 @@ var file_muster_v1_cluster_proto_depIdxs = []int32{
 	19, // 6: muster.v1.PeerMessage.presence_request:type_name -> muster.v1.PresenceRequest
 	20, // 7: muster.v1.PeerMessage.presence_response:type_name -> muster.v1.PresenceResponse
 	23, // 8: muster.v1.PresenceResponse.data_planes:type_name -> muster.v1.DataPlane
-	24, // 9: muster.v1.RememberedFleet.at:type_name -> google.protobuf.Timestamp
-	23, // 10: muster.v1.RememberedFleet.data_planes:type_name -> muster.v1.DataPlane
-	1,  // 11: muster.v1.ClusterService.ListPeers:input_type -> muster.v1.ListPeersRequest
-	3,  // 12: muster.v1.ClusterService.GetClusterStatus:input_type -> muster.v1.GetClusterStatusRequest
-	5,  // 13: muster.v1.ClusterService.JoinCluster:input_type -> muster.v1.JoinClusterRequest
-	7,  // 14: muster.v1.ClusterService.RemovePeer:input_type -> muster.v1.RemovePeerRequest
-	9,  // 15: muster.v1.ClusterService.TransferLeader:input_type -> muster.v1.TransferLeaderRequest
-	12, // 16: muster.v1.ClusterService.SaveSnapshot:input_type -> muster.v1.SaveSnapshotRequest
-	14, // 17: muster.v1.ClusterService.InspectSnapshot:input_type -> muster.v1.InspectSnapshotRequest
-	16, // 18: muster.v1.ClusterService.RestoreSnapshot:input_type -> muster.v1.RestoreSnapshotRequest
-	2,  // 19: muster.v1.ClusterService.ListPeers:output_type -> muster.v1.ListPeersResponse
-	4,  // 20: muster.v1.ClusterService.GetClusterStatus:output_type -> muster.v1.GetClusterStatusResponse
-	6,  // 21: muster.v1.ClusterService.JoinCluster:output_type -> muster.v1.JoinClusterResponse
-	8,  // 22: muster.v1.ClusterService.RemovePeer:output_type -> muster.v1.RemovePeerResponse
-	10, // 23: muster.v1.ClusterService.TransferLeader:output_type -> muster.v1.TransferLeaderResponse
-	13, // 24: muster.v1.ClusterService.SaveSnapshot:output_type -> muster.v1.SaveSnapshotResponse
-	15, // 25: muster.v1.ClusterService.InspectSnapshot:output_type -> muster.v1.InspectSnapshotResponse
-	17, // 26: muster.v1.ClusterService.RestoreSnapshot:output_type -> muster.v1.RestoreSnapshotResponse
-	19, // [19:27] is the sub-list for method output_type
-	11, // [11:19] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	24, // 9: muster.v1.PresenceResponse.relays:type_name -> muster.v1.RelayState
+	25, // 10: muster.v1.RememberedFleet.at:type_name -> google.protobuf.Timestamp
+	23, // 11: muster.v1.RememberedFleet.data_planes:type_name -> muster.v1.DataPlane
+	1,  // 12: muster.v1.ClusterService.ListPeers:input_type -> muster.v1.ListPeersRequest
+	3,  // 13: muster.v1.ClusterService.GetClusterStatus:input_type -> muster.v1.GetClusterStatusRequest
+	5,  // 14: muster.v1.ClusterService.JoinCluster:input_type -> muster.v1.JoinClusterRequest
+	7,  // 15: muster.v1.ClusterService.RemovePeer:input_type -> muster.v1.RemovePeerRequest
+	9,  // 16: muster.v1.ClusterService.TransferLeader:input_type -> muster.v1.TransferLeaderRequest
+	12, // 17: muster.v1.ClusterService.SaveSnapshot:input_type -> muster.v1.SaveSnapshotRequest
+	14, // 18: muster.v1.ClusterService.InspectSnapshot:input_type -> muster.v1.InspectSnapshotRequest
+	16, // 19: muster.v1.ClusterService.RestoreSnapshot:input_type -> muster.v1.RestoreSnapshotRequest
+	2,  // 20: muster.v1.ClusterService.ListPeers:output_type -> muster.v1.ListPeersResponse
+	4,  // 21: muster.v1.ClusterService.GetClusterStatus:output_type -> muster.v1.GetClusterStatusResponse
+	6,  // 22: muster.v1.ClusterService.JoinCluster:output_type -> muster.v1.JoinClusterResponse
+	8,  // 23: muster.v1.ClusterService.RemovePeer:output_type -> muster.v1.RemovePeerResponse
+	10, // 24: muster.v1.ClusterService.TransferLeader:output_type -> muster.v1.TransferLeaderResponse
+	13, // 25: muster.v1.ClusterService.SaveSnapshot:output_type -> muster.v1.SaveSnapshotResponse
+	15, // 26: muster.v1.ClusterService.InspectSnapshot:output_type -> muster.v1.InspectSnapshotResponse
+	17, // 27: muster.v1.ClusterService.RestoreSnapshot:output_type -> muster.v1.RestoreSnapshotResponse
+	20, // [20:28] is the sub-list for method output_type
+	12, // [12:20] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_muster_v1_cluster_proto_init() }
@@ -1629,6 +1641,7 @@ func file_muster_v1_cluster_proto_init() {
 		return
 	}
 	file_muster_v1_fleet_proto_init()
+	file_muster_v1_relay_proto_init()
 	file_muster_v1_cluster_proto_msgTypes[13].OneofWrappers = []any{
 		(*SaveSnapshotResponse_Chunk)(nil),
 		(*SaveSnapshotResponse_Info)(nil),

@@ -111,7 +111,10 @@ type DataPlane struct {
 	Types    []*TypeStatus `protobuf:"bytes,15,rep,name=types,proto3" json:"types,omitempty"`
 	Refusals []*Refusal    `protobuf:"bytes,16,rep,name=refusals,proto3" json:"refusals,omitempty"`
 	// What a proxyless gRPC client asked for and cannot honour.
-	Warnings      []string `protobuf:"bytes,17,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	Warnings []string `protobuf:"bytes,17,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	// The relays between the server and the data plane, the server's own first;
+	// `relay` names the last. Empty when the data plane hangs on the server itself.
+	Hops          []*RelayHop `protobuf:"bytes,18,rep,name=hops,proto3" json:"hops,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -265,6 +268,84 @@ func (x *DataPlane) GetWarnings() []string {
 	return nil
 }
 
+func (x *DataPlane) GetHops() []*RelayHop {
+	if x != nil {
+		return x.Hops
+	}
+	return nil
+}
+
+// RelayHop is one relay on the way to a data plane.
+type RelayHop struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Relay string                 `protobuf:"bytes,1,opt,name=relay,proto3" json:"relay,omitempty"`
+	// What the relay serves of the group.
+	Epoch    uint64 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Revision uint64 `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
+	// How long the oldest revision that the relay does not serve yet has been waiting.
+	Lag           *durationpb.Duration `protobuf:"bytes,4,opt,name=lag,proto3" json:"lag,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayHop) Reset() {
+	*x = RelayHop{}
+	mi := &file_muster_v1_fleet_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayHop) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayHop) ProtoMessage() {}
+
+func (x *RelayHop) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_fleet_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayHop.ProtoReflect.Descriptor instead.
+func (*RelayHop) Descriptor() ([]byte, []int) {
+	return file_muster_v1_fleet_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *RelayHop) GetRelay() string {
+	if x != nil {
+		return x.Relay
+	}
+	return ""
+}
+
+func (x *RelayHop) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *RelayHop) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *RelayHop) GetLag() *durationpb.Duration {
+	if x != nil {
+		return x.Lag
+	}
+	return nil
+}
+
 // TypeStatus is the state of one xDS type on one data plane.
 type TypeStatus struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -281,7 +362,7 @@ type TypeStatus struct {
 
 func (x *TypeStatus) Reset() {
 	*x = TypeStatus{}
-	mi := &file_muster_v1_fleet_proto_msgTypes[1]
+	mi := &file_muster_v1_fleet_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -293,7 +374,7 @@ func (x *TypeStatus) String() string {
 func (*TypeStatus) ProtoMessage() {}
 
 func (x *TypeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_fleet_proto_msgTypes[1]
+	mi := &file_muster_v1_fleet_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -306,7 +387,7 @@ func (x *TypeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TypeStatus.ProtoReflect.Descriptor instead.
 func (*TypeStatus) Descriptor() ([]byte, []int) {
-	return file_muster_v1_fleet_proto_rawDescGZIP(), []int{1}
+	return file_muster_v1_fleet_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *TypeStatus) GetTypeUrl() string {
@@ -375,7 +456,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_muster_v1_fleet_proto_msgTypes[2]
+	mi := &file_muster_v1_fleet_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -387,7 +468,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_fleet_proto_msgTypes[2]
+	mi := &file_muster_v1_fleet_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -400,7 +481,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_muster_v1_fleet_proto_rawDescGZIP(), []int{2}
+	return file_muster_v1_fleet_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Refusal) GetTypeUrl() string {
@@ -479,7 +560,7 @@ type ListDataPlanesRequest struct {
 
 func (x *ListDataPlanesRequest) Reset() {
 	*x = ListDataPlanesRequest{}
-	mi := &file_muster_v1_fleet_proto_msgTypes[3]
+	mi := &file_muster_v1_fleet_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -491,7 +572,7 @@ func (x *ListDataPlanesRequest) String() string {
 func (*ListDataPlanesRequest) ProtoMessage() {}
 
 func (x *ListDataPlanesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_fleet_proto_msgTypes[3]
+	mi := &file_muster_v1_fleet_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -504,7 +585,7 @@ func (x *ListDataPlanesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDataPlanesRequest.ProtoReflect.Descriptor instead.
 func (*ListDataPlanesRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_fleet_proto_rawDescGZIP(), []int{3}
+	return file_muster_v1_fleet_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ListDataPlanesRequest) GetGroup() string {
@@ -532,13 +613,15 @@ type ListDataPlanesResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	DataPlanes    []*DataPlane           `protobuf:"bytes,1,rep,name=data_planes,json=dataPlanes,proto3" json:"data_planes,omitempty"`
 	GroupRevision uint64                 `protobuf:"varint,2,opt,name=group_revision,json=groupRevision,proto3" json:"group_revision,omitempty"`
+	// The relays that carry the group.
+	Relays        []*Relay `protobuf:"bytes,3,rep,name=relays,proto3" json:"relays,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListDataPlanesResponse) Reset() {
 	*x = ListDataPlanesResponse{}
-	mi := &file_muster_v1_fleet_proto_msgTypes[4]
+	mi := &file_muster_v1_fleet_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -550,7 +633,7 @@ func (x *ListDataPlanesResponse) String() string {
 func (*ListDataPlanesResponse) ProtoMessage() {}
 
 func (x *ListDataPlanesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_fleet_proto_msgTypes[4]
+	mi := &file_muster_v1_fleet_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -563,7 +646,7 @@ func (x *ListDataPlanesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDataPlanesResponse.ProtoReflect.Descriptor instead.
 func (*ListDataPlanesResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_fleet_proto_rawDescGZIP(), []int{4}
+	return file_muster_v1_fleet_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ListDataPlanesResponse) GetDataPlanes() []*DataPlane {
@@ -576,6 +659,152 @@ func (x *ListDataPlanesResponse) GetDataPlanes() []*DataPlane {
 func (x *ListDataPlanesResponse) GetGroupRevision() uint64 {
 	if x != nil {
 		return x.GroupRevision
+	}
+	return 0
+}
+
+func (x *ListDataPlanesResponse) GetRelays() []*Relay {
+	if x != nil {
+		return x.Relays
+	}
+	return nil
+}
+
+// Relay is a relay as the control plane sees it, for one group.
+type Relay struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// The server it hangs on, directly or through others.
+	Server string `protobuf:"bytes,2,opt,name=server,proto3" json:"server,omitempty"`
+	// The relay it hangs on; empty when it hangs on the server itself.
+	Relay     string `protobuf:"bytes,3,opt,name=relay,proto3" json:"relay,omitempty"`
+	Connected bool   `protobuf:"varint,4,opt,name=connected,proto3" json:"connected,omitempty"`
+	Version   string `protobuf:"bytes,5,opt,name=version,proto3" json:"version,omitempty"`
+	// The address that its stream came from; empty below another relay.
+	Address     string                 `protobuf:"bytes,6,opt,name=address,proto3" json:"address,omitempty"`
+	ConnectedAt *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=connected_at,json=connectedAt,proto3" json:"connected_at,omitempty"`
+	LastSeen    *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=last_seen,json=lastSeen,proto3" json:"last_seen,omitempty"`
+	// What it serves of the group.
+	ServedEpoch    uint64 `protobuf:"varint,9,opt,name=served_epoch,json=servedEpoch,proto3" json:"served_epoch,omitempty"`
+	ServedRevision uint64 `protobuf:"varint,10,opt,name=served_revision,json=servedRevision,proto3" json:"served_revision,omitempty"`
+	// How long the oldest revision that it does not serve yet has been waiting.
+	Lag *durationpb.Duration `protobuf:"bytes,11,opt,name=lag,proto3" json:"lag,omitempty"`
+	// The data planes that are connected to it, those of relays below apart.
+	DataPlanes    uint32 `protobuf:"varint,12,opt,name=data_planes,json=dataPlanes,proto3" json:"data_planes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Relay) Reset() {
+	*x = Relay{}
+	mi := &file_muster_v1_fleet_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Relay) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Relay) ProtoMessage() {}
+
+func (x *Relay) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_fleet_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Relay.ProtoReflect.Descriptor instead.
+func (*Relay) Descriptor() ([]byte, []int) {
+	return file_muster_v1_fleet_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Relay) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Relay) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
+func (x *Relay) GetRelay() string {
+	if x != nil {
+		return x.Relay
+	}
+	return ""
+}
+
+func (x *Relay) GetConnected() bool {
+	if x != nil {
+		return x.Connected
+	}
+	return false
+}
+
+func (x *Relay) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *Relay) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *Relay) GetConnectedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ConnectedAt
+	}
+	return nil
+}
+
+func (x *Relay) GetLastSeen() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastSeen
+	}
+	return nil
+}
+
+func (x *Relay) GetServedEpoch() uint64 {
+	if x != nil {
+		return x.ServedEpoch
+	}
+	return 0
+}
+
+func (x *Relay) GetServedRevision() uint64 {
+	if x != nil {
+		return x.ServedRevision
+	}
+	return 0
+}
+
+func (x *Relay) GetLag() *durationpb.Duration {
+	if x != nil {
+		return x.Lag
+	}
+	return nil
+}
+
+func (x *Relay) GetDataPlanes() uint32 {
+	if x != nil {
+		return x.DataPlanes
 	}
 	return 0
 }
@@ -598,7 +827,7 @@ type WaitRequest struct {
 
 func (x *WaitRequest) Reset() {
 	*x = WaitRequest{}
-	mi := &file_muster_v1_fleet_proto_msgTypes[5]
+	mi := &file_muster_v1_fleet_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -610,7 +839,7 @@ func (x *WaitRequest) String() string {
 func (*WaitRequest) ProtoMessage() {}
 
 func (x *WaitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_fleet_proto_msgTypes[5]
+	mi := &file_muster_v1_fleet_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -623,7 +852,7 @@ func (x *WaitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitRequest.ProtoReflect.Descriptor instead.
 func (*WaitRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_fleet_proto_rawDescGZIP(), []int{5}
+	return file_muster_v1_fleet_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *WaitRequest) GetGroup() string {
@@ -676,7 +905,7 @@ type WaitResponse struct {
 
 func (x *WaitResponse) Reset() {
 	*x = WaitResponse{}
-	mi := &file_muster_v1_fleet_proto_msgTypes[6]
+	mi := &file_muster_v1_fleet_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -688,7 +917,7 @@ func (x *WaitResponse) String() string {
 func (*WaitResponse) ProtoMessage() {}
 
 func (x *WaitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_fleet_proto_msgTypes[6]
+	mi := &file_muster_v1_fleet_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -701,7 +930,7 @@ func (x *WaitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitResponse.ProtoReflect.Descriptor instead.
 func (*WaitResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_fleet_proto_rawDescGZIP(), []int{6}
+	return file_muster_v1_fleet_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *WaitResponse) GetRevision() uint64 {
@@ -743,18 +972,20 @@ func (x *WaitResponse) GetMissing() []*DataPlane {
 // It is sent after every other type; a relay or embedded gateway switches to
 // the revision when it holds exactly this.
 type Manifest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Epoch         uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	Revision      uint64                 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
-	Types         []*TypeDigest          `protobuf:"bytes,3,rep,name=types,proto3" json:"types,omitempty"`
-	Group         string                 `protobuf:"bytes,4,opt,name=group,proto3" json:"group,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Epoch    uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Revision uint64                 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	Types    []*TypeDigest          `protobuf:"bytes,3,rep,name=types,proto3" json:"types,omitempty"`
+	Group    string                 `protobuf:"bytes,4,opt,name=group,proto3" json:"group,omitempty"`
+	// Ed25519 of the server, where it has a key, over everything above.
+	Signature     []byte `protobuf:"bytes,5,opt,name=signature,proto3" json:"signature,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Manifest) Reset() {
 	*x = Manifest{}
-	mi := &file_muster_v1_fleet_proto_msgTypes[7]
+	mi := &file_muster_v1_fleet_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -766,7 +997,7 @@ func (x *Manifest) String() string {
 func (*Manifest) ProtoMessage() {}
 
 func (x *Manifest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_fleet_proto_msgTypes[7]
+	mi := &file_muster_v1_fleet_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -779,7 +1010,7 @@ func (x *Manifest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Manifest.ProtoReflect.Descriptor instead.
 func (*Manifest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_fleet_proto_rawDescGZIP(), []int{7}
+	return file_muster_v1_fleet_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Manifest) GetEpoch() uint64 {
@@ -810,6 +1041,13 @@ func (x *Manifest) GetGroup() string {
 	return ""
 }
 
+func (x *Manifest) GetSignature() []byte {
+	if x != nil {
+		return x.Signature
+	}
+	return nil
+}
+
 // TypeDigest is the content of one xDS type at a revision.
 type TypeDigest struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
@@ -824,7 +1062,7 @@ type TypeDigest struct {
 
 func (x *TypeDigest) Reset() {
 	*x = TypeDigest{}
-	mi := &file_muster_v1_fleet_proto_msgTypes[8]
+	mi := &file_muster_v1_fleet_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -836,7 +1074,7 @@ func (x *TypeDigest) String() string {
 func (*TypeDigest) ProtoMessage() {}
 
 func (x *TypeDigest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_fleet_proto_msgTypes[8]
+	mi := &file_muster_v1_fleet_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -849,7 +1087,7 @@ func (x *TypeDigest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TypeDigest.ProtoReflect.Descriptor instead.
 func (*TypeDigest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_fleet_proto_rawDescGZIP(), []int{8}
+	return file_muster_v1_fleet_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *TypeDigest) GetTypeUrl() string {
@@ -877,7 +1115,7 @@ var File_muster_v1_fleet_proto protoreflect.FileDescriptor
 
 const file_muster_v1_fleet_proto_rawDesc = "" +
 	"\n" +
-	"\x15muster/v1/fleet.proto\x12\tmuster.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19muster/v1/resources.proto\"\xdc\x04\n" +
+	"\x15muster/v1/fleet.proto\x12\tmuster.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19muster/v1/resources.proto\"\x85\x05\n" +
 	"\tDataPlane\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05group\x18\x02 \x01(\tR\x05group\x12/\n" +
@@ -897,7 +1135,13 @@ const file_muster_v1_fleet_proto_rawDesc = "" +
 	"\x05relay\x18\x0e \x01(\tR\x05relay\x12+\n" +
 	"\x05types\x18\x0f \x03(\v2\x15.muster.v1.TypeStatusR\x05types\x12.\n" +
 	"\brefusals\x18\x10 \x03(\v2\x12.muster.v1.RefusalR\brefusals\x12\x1a\n" +
-	"\bwarnings\x18\x11 \x03(\tR\bwarnings\"\xe6\x01\n" +
+	"\bwarnings\x18\x11 \x03(\tR\bwarnings\x12'\n" +
+	"\x04hops\x18\x12 \x03(\v2\x13.muster.v1.RelayHopR\x04hops\"\x7f\n" +
+	"\bRelayHop\x12\x14\n" +
+	"\x05relay\x18\x01 \x01(\tR\x05relay\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x1a\n" +
+	"\brevision\x18\x03 \x01(\x04R\brevision\x12+\n" +
+	"\x03lag\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x03lag\"\xe6\x01\n" +
 	"\n" +
 	"TypeStatus\x12\x19\n" +
 	"\btype_url\x18\x01 \x01(\tR\atypeUrl\x12/\n" +
@@ -919,11 +1163,27 @@ const file_muster_v1_fleet_proto_rawDesc = "" +
 	"\x15ListDataPlanesRequest\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\tR\x05group\x12\x14\n" +
 	"\x05types\x18\x02 \x01(\bR\x05types\x12\x10\n" +
-	"\x03ids\x18\x03 \x03(\tR\x03ids\"v\n" +
+	"\x03ids\x18\x03 \x03(\tR\x03ids\"\xa0\x01\n" +
 	"\x16ListDataPlanesResponse\x125\n" +
 	"\vdata_planes\x18\x01 \x03(\v2\x14.muster.v1.DataPlaneR\n" +
 	"dataPlanes\x12%\n" +
-	"\x0egroup_revision\x18\x02 \x01(\x04R\rgroupRevision\"\xda\x01\n" +
+	"\x0egroup_revision\x18\x02 \x01(\x04R\rgroupRevision\x12(\n" +
+	"\x06relays\x18\x03 \x03(\v2\x10.muster.v1.RelayR\x06relays\"\xa9\x03\n" +
+	"\x05Relay\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
+	"\x06server\x18\x02 \x01(\tR\x06server\x12\x14\n" +
+	"\x05relay\x18\x03 \x01(\tR\x05relay\x12\x1c\n" +
+	"\tconnected\x18\x04 \x01(\bR\tconnected\x12\x18\n" +
+	"\aversion\x18\x05 \x01(\tR\aversion\x12\x18\n" +
+	"\aaddress\x18\x06 \x01(\tR\aaddress\x12=\n" +
+	"\fconnected_at\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\vconnectedAt\x127\n" +
+	"\tlast_seen\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\blastSeen\x12!\n" +
+	"\fserved_epoch\x18\t \x01(\x04R\vservedEpoch\x12'\n" +
+	"\x0fserved_revision\x18\n" +
+	" \x01(\x04R\x0eservedRevision\x12+\n" +
+	"\x03lag\x18\v \x01(\v2\x19.google.protobuf.DurationR\x03lag\x12\x1f\n" +
+	"\vdata_planes\x18\f \x01(\rR\n" +
+	"dataPlanes\"\xda\x01\n" +
 	"\vWaitRequest\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\tR\x05group\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\x12#\n" +
@@ -936,12 +1196,13 @@ const file_muster_v1_fleet_proto_rawDesc = "" +
 	"\x05acked\x18\x02 \x01(\rR\x05acked\x12\x1c\n" +
 	"\tconnected\x18\x03 \x01(\rR\tconnected\x12\x12\n" +
 	"\x04done\x18\x04 \x01(\bR\x04done\x12.\n" +
-	"\amissing\x18\x05 \x03(\v2\x14.muster.v1.DataPlaneR\amissing\"\x7f\n" +
+	"\amissing\x18\x05 \x03(\v2\x14.muster.v1.DataPlaneR\amissing\"\x9d\x01\n" +
 	"\bManifest\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\x12+\n" +
 	"\x05types\x18\x03 \x03(\v2\x15.muster.v1.TypeDigestR\x05types\x12\x14\n" +
-	"\x05group\x18\x04 \x01(\tR\x05group\"U\n" +
+	"\x05group\x18\x04 \x01(\tR\x05group\x12\x1c\n" +
+	"\tsignature\x18\x05 \x01(\fR\tsignature\"U\n" +
 	"\n" +
 	"TypeDigest\x12\x19\n" +
 	"\btype_url\x18\x01 \x01(\tR\atypeUrl\x12\x14\n" +
@@ -970,45 +1231,53 @@ func file_muster_v1_fleet_proto_rawDescGZIP() []byte {
 }
 
 var file_muster_v1_fleet_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_muster_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_muster_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_muster_v1_fleet_proto_goTypes = []any{
 	(DataPlaneState)(0),            // 0: muster.v1.DataPlaneState
 	(*DataPlane)(nil),              // 1: muster.v1.DataPlane
-	(*TypeStatus)(nil),             // 2: muster.v1.TypeStatus
-	(*Refusal)(nil),                // 3: muster.v1.Refusal
-	(*ListDataPlanesRequest)(nil),  // 4: muster.v1.ListDataPlanesRequest
-	(*ListDataPlanesResponse)(nil), // 5: muster.v1.ListDataPlanesResponse
-	(*WaitRequest)(nil),            // 6: muster.v1.WaitRequest
-	(*WaitResponse)(nil),           // 7: muster.v1.WaitResponse
-	(*Manifest)(nil),               // 8: muster.v1.Manifest
-	(*TypeDigest)(nil),             // 9: muster.v1.TypeDigest
-	(*durationpb.Duration)(nil),    // 10: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),  // 11: google.protobuf.Timestamp
-	(*ResourceKey)(nil),            // 12: muster.v1.ResourceKey
+	(*RelayHop)(nil),               // 2: muster.v1.RelayHop
+	(*TypeStatus)(nil),             // 3: muster.v1.TypeStatus
+	(*Refusal)(nil),                // 4: muster.v1.Refusal
+	(*ListDataPlanesRequest)(nil),  // 5: muster.v1.ListDataPlanesRequest
+	(*ListDataPlanesResponse)(nil), // 6: muster.v1.ListDataPlanesResponse
+	(*Relay)(nil),                  // 7: muster.v1.Relay
+	(*WaitRequest)(nil),            // 8: muster.v1.WaitRequest
+	(*WaitResponse)(nil),           // 9: muster.v1.WaitResponse
+	(*Manifest)(nil),               // 10: muster.v1.Manifest
+	(*TypeDigest)(nil),             // 11: muster.v1.TypeDigest
+	(*durationpb.Duration)(nil),    // 12: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),  // 13: google.protobuf.Timestamp
+	(*ResourceKey)(nil),            // 14: muster.v1.ResourceKey
 }
 var file_muster_v1_fleet_proto_depIdxs = []int32{
 	0,  // 0: muster.v1.DataPlane.state:type_name -> muster.v1.DataPlaneState
-	10, // 1: muster.v1.DataPlane.lag:type_name -> google.protobuf.Duration
-	11, // 2: muster.v1.DataPlane.connected_at:type_name -> google.protobuf.Timestamp
-	11, // 3: muster.v1.DataPlane.last_seen:type_name -> google.protobuf.Timestamp
-	2,  // 4: muster.v1.DataPlane.types:type_name -> muster.v1.TypeStatus
-	3,  // 5: muster.v1.DataPlane.refusals:type_name -> muster.v1.Refusal
-	0,  // 6: muster.v1.TypeStatus.state:type_name -> muster.v1.DataPlaneState
-	12, // 7: muster.v1.Refusal.objects:type_name -> muster.v1.ResourceKey
-	11, // 8: muster.v1.Refusal.at:type_name -> google.protobuf.Timestamp
-	1,  // 9: muster.v1.ListDataPlanesResponse.data_planes:type_name -> muster.v1.DataPlane
-	10, // 10: muster.v1.WaitRequest.timeout:type_name -> google.protobuf.Duration
-	1,  // 11: muster.v1.WaitResponse.missing:type_name -> muster.v1.DataPlane
-	9,  // 12: muster.v1.Manifest.types:type_name -> muster.v1.TypeDigest
-	4,  // 13: muster.v1.FleetService.ListDataPlanes:input_type -> muster.v1.ListDataPlanesRequest
-	6,  // 14: muster.v1.FleetService.Wait:input_type -> muster.v1.WaitRequest
-	5,  // 15: muster.v1.FleetService.ListDataPlanes:output_type -> muster.v1.ListDataPlanesResponse
-	7,  // 16: muster.v1.FleetService.Wait:output_type -> muster.v1.WaitResponse
-	15, // [15:17] is the sub-list for method output_type
-	13, // [13:15] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	12, // 1: muster.v1.DataPlane.lag:type_name -> google.protobuf.Duration
+	13, // 2: muster.v1.DataPlane.connected_at:type_name -> google.protobuf.Timestamp
+	13, // 3: muster.v1.DataPlane.last_seen:type_name -> google.protobuf.Timestamp
+	3,  // 4: muster.v1.DataPlane.types:type_name -> muster.v1.TypeStatus
+	4,  // 5: muster.v1.DataPlane.refusals:type_name -> muster.v1.Refusal
+	2,  // 6: muster.v1.DataPlane.hops:type_name -> muster.v1.RelayHop
+	12, // 7: muster.v1.RelayHop.lag:type_name -> google.protobuf.Duration
+	0,  // 8: muster.v1.TypeStatus.state:type_name -> muster.v1.DataPlaneState
+	14, // 9: muster.v1.Refusal.objects:type_name -> muster.v1.ResourceKey
+	13, // 10: muster.v1.Refusal.at:type_name -> google.protobuf.Timestamp
+	1,  // 11: muster.v1.ListDataPlanesResponse.data_planes:type_name -> muster.v1.DataPlane
+	7,  // 12: muster.v1.ListDataPlanesResponse.relays:type_name -> muster.v1.Relay
+	13, // 13: muster.v1.Relay.connected_at:type_name -> google.protobuf.Timestamp
+	13, // 14: muster.v1.Relay.last_seen:type_name -> google.protobuf.Timestamp
+	12, // 15: muster.v1.Relay.lag:type_name -> google.protobuf.Duration
+	12, // 16: muster.v1.WaitRequest.timeout:type_name -> google.protobuf.Duration
+	1,  // 17: muster.v1.WaitResponse.missing:type_name -> muster.v1.DataPlane
+	11, // 18: muster.v1.Manifest.types:type_name -> muster.v1.TypeDigest
+	5,  // 19: muster.v1.FleetService.ListDataPlanes:input_type -> muster.v1.ListDataPlanesRequest
+	8,  // 20: muster.v1.FleetService.Wait:input_type -> muster.v1.WaitRequest
+	6,  // 21: muster.v1.FleetService.ListDataPlanes:output_type -> muster.v1.ListDataPlanesResponse
+	9,  // 22: muster.v1.FleetService.Wait:output_type -> muster.v1.WaitResponse
+	21, // [21:23] is the sub-list for method output_type
+	19, // [19:21] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_muster_v1_fleet_proto_init() }
@@ -1017,14 +1286,14 @@ func file_muster_v1_fleet_proto_init() {
 		return
 	}
 	file_muster_v1_resources_proto_init()
-	file_muster_v1_fleet_proto_msgTypes[5].OneofWrappers = []any{}
+	file_muster_v1_fleet_proto_msgTypes[7].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_muster_v1_fleet_proto_rawDesc), len(file_muster_v1_fleet_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   9,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
