@@ -32,7 +32,13 @@ type cache struct {
 	log                *slog.Logger
 	lock               *os.File
 
+	// Of a write-ahead cache: what a state must satisfy, and that the floor is
+	// written with each state.
+	check  func(*State) error
+	strict bool
+
 	floor      version // of the newest that was written
+	floorLost  bool    // it could not be read
 	loaded     uint64  // the generation that was loaded; kept until there are two newer ones
 	generation uint64  // the newest, readable or not
 	journal    *os.File
@@ -163,7 +169,14 @@ func (c *cache) loadGeneration(generation uint64) (*State, error) {
 	case h.Generation != generation:
 		return nil, fmt.Errorf("%w: generation %d under the name of %d", errNotCache, h.Generation, generation)
 	}
-	s = c.replay(generation, s)
+	if s, err = c.replay(generation, s).decodeManifest(); err != nil {
+		return nil, fmt.Errorf("%w: its manifest: %w", errNotCache, err)
+	}
+	if c.check != nil {
+		if err := c.check(s); err != nil {
+			return nil, err
+		}
+	}
 	if s.Epoch() < c.floor.Epoch {
 		return nil, fmt.Errorf("%w: %d, seen %d", errOlderEpoch, s.Epoch(), c.floor.Epoch)
 	}
@@ -242,6 +255,11 @@ func (c *cache) append(before, after *State, u *Update) (int, error) {
 		}
 		rec.Changes = append(rec.Changes, change)
 	}
+	if m, ok := after.Get(ManifestType, manifestResource); ok && after.Manifest() != before.Manifest() {
+		rec.Changes = append(rec.Changes, &discoveryv3.DeltaDiscoveryResponse{
+			TypeUrl: ManifestType, Resources: []*discoveryv3.Resource{wireResource(m)},
+		})
+	}
 	payload, err := rec.encode()
 	if err != nil {
 		return 0, err
@@ -255,7 +273,11 @@ func (c *cache) append(before, after *State, u *Update) (int, error) {
 	if err := c.frames.write(payload); err != nil {
 		return c.frames.n - size, err
 	}
-	return c.frames.n - size, c.journal.Sync()
+	err = c.journal.Sync()
+	if err == nil && c.strict {
+		err = c.writeFloor(rec.Epoch, rec.Revision)
+	}
+	return c.frames.n - size, err
 }
 
 // rotate begins a new generation with a base file of its own.
@@ -323,6 +345,7 @@ func (c *cache) readFloor() {
 		err = json.Unmarshal(b, &c.floor)
 	}
 	if err != nil {
+		c.floorLost = true
 		c.log.Error("cache floor refused", "file", c.path("floor"), "reason", err)
 	}
 }

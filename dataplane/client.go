@@ -11,7 +11,11 @@ import (
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/structpb"
+
+	"github.com/musterhq/muster/manifest"
 )
 
 // Client subscribes to a group and applies it through a Handler.
@@ -118,19 +122,23 @@ func (c *Client) Run(ctx context.Context) error {
 		}
 		c.cache = cache
 		defer c.closeCache()
+		if c.cfg.WriteAhead {
+			cache.strict, cache.check = true, c.checkCached
+		}
 		c.applyCached(ctx)
 	}
-	fresh := false
+	fresh, byName := false, false
 	for ctx.Err() == nil {
 		server, wait := c.picker.next(time.Now())
 		if !sleep(ctx, wait) {
 			return nil
 		}
-		result := c.stream(ctx, server, fresh)
+		result := c.stream(ctx, server, fresh, byName)
 		if ctx.Err() != nil {
 			return nil
 		}
 		fresh = errors.Is(result.err, errIncomplete)
+		byName = status.Code(result.err) == codes.FailedPrecondition
 		c.ended(ctx, server, result)
 	}
 	return nil
@@ -166,6 +174,12 @@ func (c *Client) applyCached(ctx context.Context) {
 	if !ok {
 		return
 	}
+	if at := (version{state.Epoch(), state.Revision()}); c.cfg.WriteAhead && (at.below(c.floor) || c.cache.floorLost) {
+		c.log.Error("cached configuration is not served before a server has brought a newer one: it may be older than what was served last",
+			"epoch", at.Epoch, "revision", at.Revision, "newest_epoch", c.floor.Epoch, "newest_revision", c.floor.Revision)
+		c.state.Store(state)
+		return
+	}
 	s := newSession(&c.cfg, emptyState(), c.floor, false)
 	s.received = state
 	s.touched = touchedBy(state)
@@ -180,9 +194,28 @@ func (c *Client) applyCached(ctx context.Context) {
 		"took", time.Since(started), "error", err)
 }
 
+// checkCached is what a configuration on disk must satisfy to be served on.
+func (c *Client) checkCached(s *State) error {
+	m := s.Manifest()
+	switch {
+	case m == nil && len(c.cfg.ManifestKeys) == 0:
+		return nil // of an upstream without manifests
+	case m == nil:
+		return errNoManifest
+	case m.GetEpoch() != s.Epoch() || m.GetRevision() != s.Revision() || !s.adhering(m, c.cfg.TypeURLs):
+		return errIncomplete
+	case len(c.cfg.ManifestKeys) > 0:
+		return manifest.Verify(m, c.cfg.ManifestKeys)
+	}
+	return nil
+}
+
 func touchedBy(state *State) map[string]map[string]struct{} {
 	touched := map[string]map[string]struct{}{}
 	for _, t := range state.Types() {
+		if t == ManifestType {
+			continue
+		}
 		names := make(map[string]struct{}, state.Len(t))
 		for r := range state.All(t) {
 			names[r.Name] = struct{}{}

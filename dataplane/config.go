@@ -1,6 +1,7 @@
 package dataplane
 
 import (
+	"crypto/ed25519"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -78,6 +79,10 @@ type Config struct {
 	TypeURLs []string
 	// Manifest says whether revisions are applied whole.
 	Manifest ManifestMode
+	// ManifestKeys, when set, are the keys of which one must have signed each
+	// Manifest; without a valid signature nothing is applied, from the upstream or
+	// from disk.
+	ManifestKeys []ed25519.PublicKey
 
 	// CacheDir is where the last known good configuration is kept; empty keeps
 	// none. Several groups may share a directory.
@@ -85,6 +90,11 @@ type Config struct {
 	// CacheKey, when set, encrypts the files in CacheDir. It is key material of at
 	// least 16 bytes.
 	CacheKey []byte
+
+	// WriteAhead makes each update durable before the handler sees it, for a handler
+	// that never refuses, and gives the handler nothing from disk that is older than
+	// the newest it was ever given: a relay must not go back.
+	WriteAhead bool
 
 	// Logger receives the log; slog.Default() when nil.
 	Logger *slog.Logger

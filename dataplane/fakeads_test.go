@@ -211,7 +211,7 @@ func (f *fakeADS) push(stream discoveryv3.AggregatedDiscoveryService_DeltaAggreg
 	if f.plain || !s.types[ManifestType] {
 		return nil
 	}
-	m := manifest(f.epoch, f.revision, f.content)
+	m := manifestOf(f.epoch, f.revision, f.content)
 	s.nonce++
 	m.Nonce = fmt.Sprint("m", s.nonce)
 	return stream.Send(m)

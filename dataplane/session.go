@@ -1,6 +1,8 @@
 package dataplane
 
 import (
+	"crypto/ed25519"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"slices"
@@ -11,6 +13,7 @@ import (
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	"github.com/musterhq/muster/manifest"
 	musterv1 "github.com/musterhq/muster/proto/muster/v1"
 )
 
@@ -20,6 +23,7 @@ var (
 	errIncomplete = errors.New("the resources do not add up to the manifest")
 	errBehind     = errors.New("the server is behind this data plane")
 	errOtherGroup = errors.New("the server answered for another group")
+	errNoManifest = errors.New("the server tells no manifest, and only signed ones are trusted")
 )
 
 // holdACKs is how long responses are held unacknowledged while the Manifest that
@@ -42,15 +46,18 @@ const (
 type session struct {
 	types    []string
 	manifest ManifestMode
+	keys     []ed25519.PublicKey // one of them must have signed the Manifest; none: no matter
 	timing   Timing
 
 	floor    version // the highest version that was ever in service
 	applied  *State  // in service
 	received *State  // what the upstream has sent
 	fresh    bool    // received began empty: what was not sent again is gone
+	byName   bool    // a relay says what it holds by name, not by its digest
 	mode     mode
 
 	current    *musterv1.Manifest // the newest
+	currentRes *Resource          // as it came
 	pendingM   *held              // the Manifest's response, unacknowledged
 	held       []*held            // responses to acknowledge, in order of arrival
 	touched    map[string]map[string]struct{}
@@ -78,7 +85,7 @@ type step struct {
 
 func newSession(cfg *Config, applied *State, floor version, fresh bool) *session {
 	s := &session{floor: floor,
-		types: cfg.TypeURLs, manifest: cfg.Manifest, timing: cfg.Timing,
+		types: cfg.TypeURLs, manifest: cfg.Manifest, keys: cfg.ManifestKeys, timing: cfg.Timing,
 		applied: applied, received: applied, fresh: fresh,
 		touched: map[string]map[string]struct{}{},
 	}
@@ -97,7 +104,10 @@ func (s *session) requests() []*discoveryv3.DeltaDiscoveryRequest {
 	var out []*discoveryv3.DeltaDiscoveryRequest
 	for _, t := range s.types {
 		r := &discoveryv3.DeltaDiscoveryRequest{TypeUrl: t, ResourceNamesSubscribe: []string{"*"}}
-		if n := s.received.Len(t); n > 0 {
+		if n := s.received.Len(t); n > 0 && t == RelayType && !s.byName {
+			// A relay says what it holds in one entry.
+			r.InitialResourceVersions = map[string]string{"*": s.received.sum(t)}
+		} else if n > 0 {
 			r.InitialResourceVersions = make(map[string]string, n)
 			for res := range s.received.All(t) {
 				r.InitialResourceVersions[res.Name] = res.Version
@@ -136,7 +146,7 @@ func (s *session) stage(h *held, resp *discoveryv3.DeltaDiscoveryResponse) error
 		if r.GetResource() == nil {
 			continue // a heartbeat: the resource is unchanged
 		}
-		if got := r.GetResource().GetTypeUrl(); got != h.typeURL {
+		if got := r.GetResource().GetTypeUrl(); got != h.typeURL && h.typeURL != RelayType {
 			return fmt.Errorf("resource %q has the type %q in a response of %q", r.GetName(), got, h.typeURL)
 		}
 		if isMusterVersion(r.GetVersion()) {
@@ -165,6 +175,9 @@ func (s *session) receiveManifest(h *held, resp *discoveryv3.DeltaDiscoveryRespo
 		// The upstream has none. That is how one that does not know Manifests says
 		// so; from muster it is a group that went away, which removes nothing.
 		if s.mode == undecided && s.manifest == ManifestAuto && !s.musterLike && s.applied.Revision() == 0 {
+			if len(s.keys) > 0 {
+				return step{leave: errNoManifest}
+			}
 			s.mode = byType
 		}
 		st := s.decide()
@@ -183,13 +196,32 @@ func (s *session) receiveManifest(h *held, resp *discoveryv3.DeltaDiscoveryRespo
 	if c := s.current; c != nil && c.GetGroup() != m.GetGroup() {
 		return step{leave: fmt.Errorf("%w: %q after %q", errOtherGroup, m.GetGroup(), c.GetGroup())}
 	}
+	if err := s.trusted(m); err != nil {
+		return step{leave: err}
+	}
 	s.mode = byManifest
 	s.current = m
+	first := resp.GetResources()[0]
+	s.currentRes = &Resource{Version: first.GetVersion(), Body: first.GetResource()}
 	if s.pendingM != nil {
 		s.held = append(s.held, s.pendingM) // superseded; acknowledged with the rest
 	}
 	s.pendingM = h
 	return s.decide()
+}
+
+// trusted checks who signed a Manifest.
+func (s *session) trusted(m *musterv1.Manifest) error {
+	if len(s.keys) == 0 {
+		return nil
+	}
+	return manifest.Verify(m, s.keys)
+}
+
+// sum is the version of everything that a state holds of a type.
+func (s *State) sum(typeURL string) string {
+	d := s.types[typeURL].digest
+	return fmt.Sprintf("%d.%d.%s", s.epoch, s.revision, base64.RawURLEncoding.EncodeToString(d.bytes()))
 }
 
 // decide says what to do after something was received.
@@ -228,6 +260,9 @@ func (s *session) silence() step {
 	case !s.answered:
 		return step{leave: errSilent}
 	case s.mode == undecided && s.manifest == ManifestAuto && !s.musterLike:
+		if len(s.keys) > 0 {
+			return step{leave: errNoManifest}
+		}
 		s.mode = byType
 		return s.decide()
 	case !s.released:
@@ -240,29 +275,7 @@ func (s *session) silence() step {
 
 // complete reports whether received is what the newest Manifest says.
 func (s *session) complete() bool {
-	if s.current == nil {
-		return false
-	}
-	listed := map[string]bool{}
-	for _, t := range s.current.GetTypes() {
-		if !slices.Contains(s.types, t.GetTypeUrl()) {
-			continue
-		}
-		listed[t.GetTypeUrl()] = true
-		have := s.received.types[t.GetTypeUrl()]
-		if uint64(s.received.Len(t.GetTypeUrl())) != t.GetCount() || string(have.digest.bytes()) != string(t.GetDigest()) {
-			if t.GetCount() == 0 && s.received.Len(t.GetTypeUrl()) == 0 {
-				continue // an absent digest of nothing
-			}
-			return false
-		}
-	}
-	for _, t := range s.types {
-		if !listed[t] && s.received.Len(t) > 0 {
-			return false
-		}
-	}
-	return true
+	return s.current != nil && s.received.adhering(s.current, s.types)
 }
 
 // update returns the change from what is in service to what was received.
@@ -272,6 +285,7 @@ func (s *session) update(group string) *Update {
 	u.State = s.received.at(u.Epoch, u.Revision)
 	if u.Whole {
 		u.Epoch, u.Revision = s.current.GetEpoch(), s.current.GetRevision()
+		s.received = s.received.withManifest(s.currentRes, s.current)
 		u.State = s.received.at(u.Epoch, u.Revision)
 		if s.fresh {
 			s.touchAll()

@@ -48,7 +48,7 @@ func response(typeURL string, entries ...string) *discoveryv3.DeltaDiscoveryResp
 }
 
 // manifest builds the Manifest of a revision; contents are type URL and entries.
-func manifest(epoch, revision uint64, contents map[string][]string) *discoveryv3.DeltaDiscoveryResponse {
+func manifestOf(epoch, revision uint64, contents map[string][]string) *discoveryv3.DeltaDiscoveryResponse {
 	m := &musterv1.Manifest{Epoch: epoch, Revision: revision, Group: "g"}
 	for typeURL, entries := range contents {
 		var sum digest
@@ -143,7 +143,7 @@ func TestARevisionIsAppliedWholeWhenItsManifestMatches(t *testing.T) {
 	c := newTalk(t, ManifestAuto, emptyState(), false)
 	c.waits(c.receive(response(ClusterType, "a@1.1.aaaaaaaa")))
 	c.waits(c.receive(response(VirtualHostType, "v@1.1.bbbbbbbb")))
-	u, acks := c.applied(c.receive(manifest(1, 1, map[string][]string{
+	u, acks := c.applied(c.receive(manifestOf(1, 1, map[string][]string{
 		ClusterType: {"a@1.1.aaaaaaaa"}, VirtualHostType: {"v@1.1.bbbbbbbb"},
 	})), nil)
 	want(t, "the update", changes(u), "Cluster+a=a@1.1.aaaaaaaa VirtualHost+v=v@1.1.bbbbbbbb")
@@ -156,7 +156,7 @@ func TestARevisionIsAppliedWholeWhenItsManifestMatches(t *testing.T) {
 func TestAnIncompleteRevisionIsNotApplied(t *testing.T) {
 	c := newTalk(t, ManifestAuto, emptyState(), false)
 	c.waits(c.receive(response(ClusterType, "a@1.1.aaaaaaaa")))
-	c.waits(c.receive(manifest(1, 1, map[string][]string{ClusterType: {"a@1.1.aaaaaaaa", "b@1.1.cccccccc"}})))
+	c.waits(c.receive(manifestOf(1, 1, map[string][]string{ClusterType: {"a@1.1.aaaaaaaa", "b@1.1.cccccccc"}})))
 	if got := c.s.wait(); got == 0 {
 		t.Error("the session waits for ever")
 	}
@@ -170,25 +170,25 @@ func TestAnIncompleteRevisionIsNotApplied(t *testing.T) {
 func TestAResourceOfAnotherVersionThanTheManifestSaysIsNotApplied(t *testing.T) {
 	c := newTalk(t, ManifestAuto, emptyState(), false)
 	c.waits(c.receive(response(ClusterType, "a@1.1.aaaaaaaa")))
-	c.waits(c.receive(manifest(1, 1, map[string][]string{ClusterType: {"a@1.1.dddddddd"}})))
+	c.waits(c.receive(manifestOf(1, 1, map[string][]string{ClusterType: {"a@1.1.dddddddd"}})))
 }
 
 func TestATypeThatTheManifestDoesNotListMustBeEmpty(t *testing.T) {
 	c := newTalk(t, ManifestAuto, emptyState(), false)
 	c.waits(c.receive(response(ClusterType, "a@1.1.aaaaaaaa")))
-	c.waits(c.receive(manifest(1, 1, nil)))
+	c.waits(c.receive(manifestOf(1, 1, nil)))
 }
 
 func TestTypesThatWereNotSubscribedToDoNotCountInTheManifest(t *testing.T) {
 	c := newTalk(t, ManifestAuto, emptyState(), false)
 	c.receive(response(ClusterType, "a@1.1.aaaaaaaa"))
-	c.applied(c.receive(manifest(1, 1, map[string][]string{ClusterType: {"a@1.1.aaaaaaaa"}, ListenerType: {"x@1.1.eeeeeeee"}})), nil)
+	c.applied(c.receive(manifestOf(1, 1, map[string][]string{ClusterType: {"a@1.1.aaaaaaaa"}, ListenerType: {"x@1.1.eeeeeeee"}})), nil)
 }
 
 func TestAnEmptyGroupIsARevisionToo(t *testing.T) {
 	c := newTalk(t, ManifestAuto, emptyState(), false)
 	c.waits(c.receive(response(ClusterType)))
-	u, _ := c.applied(c.receive(manifest(1, 1, nil)), nil)
+	u, _ := c.applied(c.receive(manifestOf(1, 1, nil)), nil)
 	if !u.Empty() || u.Revision != 1 {
 		t.Errorf("%+v", u)
 	}
@@ -197,19 +197,19 @@ func TestAnEmptyGroupIsARevisionToo(t *testing.T) {
 func TestALowerVersionIsNeverMovedTo(t *testing.T) {
 	for _, older := range []struct{ epoch, revision uint64 }{{2, 4}, {1, 9}} {
 		c := newTalk(t, ManifestAuto, stateOf(2, 5, "a@2.5.aaaaaaaa"), false)
-		st := c.receive(manifest(older.epoch, older.revision, map[string][]string{ClusterType: {"a@2.5.aaaaaaaa"}}))
+		st := c.receive(manifestOf(older.epoch, older.revision, map[string][]string{ClusterType: {"a@2.5.aaaaaaaa"}}))
 		if !errors.Is(st.leave, errBehind) {
 			t.Errorf("%v: %+v", older, st)
 		}
 	}
 	c := newTalk(t, ManifestAuto, stateOf(2, 5, "a@2.5.aaaaaaaa"), false)
-	c.applied(c.receive(manifest(3, 1, map[string][]string{ClusterType: {"a@2.5.aaaaaaaa"}})), nil)
+	c.applied(c.receive(manifestOf(3, 1, map[string][]string{ClusterType: {"a@2.5.aaaaaaaa"}})), nil)
 }
 
 func TestOnlyWhatChangedIsHandedOn(t *testing.T) {
 	c := newTalk(t, ManifestAuto, stateOf(1, 1, "a@1.1.aaaaaaaa", "b@1.1.bbbbbbbb"), false)
 	c.receive(response(ClusterType, "a@1.1.aaaaaaaa", "c@1.2.cccccccc", "-b", "-unknown"))
-	u, _ := c.applied(c.receive(manifest(1, 2, map[string][]string{ClusterType: {"a@1.1.aaaaaaaa", "c@1.2.cccccccc"}})), nil)
+	u, _ := c.applied(c.receive(manifestOf(1, 2, map[string][]string{ClusterType: {"a@1.1.aaaaaaaa", "c@1.2.cccccccc"}})), nil)
 	want(t, "the update", changes(u), "Cluster+c=c@1.2.cccccccc Cluster-b")
 }
 
@@ -220,7 +220,7 @@ func TestARefusedResourceKeepsItsLastGoodVersion(t *testing.T) {
 	refused := &Refused{}
 	refused.Add(ClusterType, "a", "no")
 	refused.Add(ClusterType, "new", "no")
-	_, acks := c.applied(c.receive(manifest(1, 2, map[string][]string{
+	_, acks := c.applied(c.receive(manifestOf(1, 2, map[string][]string{
 		ClusterType: {"a@1.2.bad00000", "b@1.2.bbbbbbbb", "new@1.2.bad00001"}, VirtualHostType: {"v@1.2.cccccccc"},
 	})), refused)
 	want(t, "in service", names(c.s.applied, ClusterType), "a@1.1.aaaaaaaa b@1.2.bbbbbbbb")
@@ -249,11 +249,11 @@ func TestARefusedResourceKeepsItsLastGoodVersion(t *testing.T) {
 func TestWhenNothingWasAppliedTheNextRevisionCarriesAll(t *testing.T) {
 	c := newTalk(t, ManifestAuto, stateOf(1, 1, "a@1.1.aaaaaaaa"), false)
 	c.receive(response(ClusterType, "b@1.2.bbbbbbbb"))
-	_, acks := c.applied(c.receive(manifest(1, 2, map[string][]string{ClusterType: {"a@1.1.aaaaaaaa", "b@1.2.bbbbbbbb"}})), errors.New("no"))
+	_, acks := c.applied(c.receive(manifestOf(1, 2, map[string][]string{ClusterType: {"a@1.1.aaaaaaaa", "b@1.2.bbbbbbbb"}})), errors.New("no"))
 	want(t, "acknowledged", nonces(acks), "!1 !2")
 	want(t, "in service", names(c.s.applied, ClusterType), "a@1.1.aaaaaaaa")
 	c.receive(response(ClusterType, "c@1.3.cccccccc"))
-	u, _ := c.applied(c.receive(manifest(1, 3, map[string][]string{ClusterType: {"a@1.1.aaaaaaaa", "b@1.2.bbbbbbbb", "c@1.3.cccccccc"}})), nil)
+	u, _ := c.applied(c.receive(manifestOf(1, 3, map[string][]string{ClusterType: {"a@1.1.aaaaaaaa", "b@1.2.bbbbbbbb", "c@1.3.cccccccc"}})), nil)
 	want(t, "the update", changes(u), "Cluster+b=b@1.2.bbbbbbbb Cluster+c=c@1.3.cccccccc")
 }
 
@@ -263,7 +263,7 @@ func TestAResponseAcknowledgedTooEarlyIsRefusedOnTheManifest(t *testing.T) {
 	want(t, "acknowledged early", nonces(c.s.silence().acknowledge), "1")
 	refused := &Refused{}
 	refused.Add(ClusterType, "a", "no")
-	_, acks := c.applied(c.receive(manifest(1, 1, map[string][]string{ClusterType: {"a@1.1.aaaaaaaa"}})), refused)
+	_, acks := c.applied(c.receive(manifestOf(1, 1, map[string][]string{ClusterType: {"a@1.1.aaaaaaaa"}})), refused)
 	want(t, "acknowledged", nonces(acks), "!2")
 }
 
@@ -303,7 +303,7 @@ func TestAMusterServerIsWaitedForHoweverLong(t *testing.T) {
 
 func TestARemovedManifestRemovesNothing(t *testing.T) {
 	c := newTalk(t, ManifestAuto, stateOf(1, 1, "a@1.1.aaaaaaaa"), false)
-	c.applied(c.receive(manifest(1, 1, map[string][]string{ClusterType: {"a@1.1.aaaaaaaa"}})), nil)
+	c.applied(c.receive(manifestOf(1, 1, map[string][]string{ClusterType: {"a@1.1.aaaaaaaa"}})), nil)
 	st := c.receive(response(ManifestType, "-g"))
 	if st.apply || st.leave != nil {
 		t.Errorf("%+v", st)
@@ -337,7 +337,7 @@ func TestAFreshSessionAsksForEverythingAndDropsWhatIsNotSent(t *testing.T) {
 		t.Errorf("%d known versions are told", n)
 	}
 	c.receive(response(ClusterType, "a@1.1.aaaaaaaa"))
-	u, _ := c.applied(c.receive(manifest(1, 2, map[string][]string{ClusterType: {"a@1.1.aaaaaaaa"}})), nil)
+	u, _ := c.applied(c.receive(manifestOf(1, 2, map[string][]string{ClusterType: {"a@1.1.aaaaaaaa"}})), nil)
 	want(t, "the update", changes(u), "Cluster-b")
 }
 
@@ -381,7 +381,7 @@ func TestSilenceFromTheStartEndsTheStream(t *testing.T) {
 func TestAnIdleSessionWaitsForEver(t *testing.T) {
 	c := newTalk(t, ManifestAuto, emptyState(), false)
 	c.receive(response(ClusterType, "a@1.1.aaaaaaaa"))
-	c.applied(c.receive(manifest(1, 1, map[string][]string{ClusterType: {"a@1.1.aaaaaaaa"}})), nil)
+	c.applied(c.receive(manifestOf(1, 1, map[string][]string{ClusterType: {"a@1.1.aaaaaaaa"}})), nil)
 	if d := c.s.wait(); d != 0 {
 		t.Errorf("waits %v", d)
 	}

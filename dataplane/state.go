@@ -8,6 +8,8 @@ import (
 
 	iradix "github.com/hashicorp/go-immutable-radix/v2"
 	"google.golang.org/protobuf/types/known/anypb"
+
+	musterv1 "github.com/musterhq/muster/proto/muster/v1"
 )
 
 // Resource is one xDS resource as the upstream sent it. It is shared and must
@@ -24,6 +26,7 @@ type Resource struct {
 type State struct {
 	epoch, revision uint64
 	types           map[string]typeState
+	manifest        *musterv1.Manifest // as the resource of its type has it
 }
 
 type typeState struct {
@@ -39,8 +42,13 @@ func (s *State) Epoch() uint64 { return s.epoch }
 // Revision returns the group's revision, 0 when no Manifest has told it.
 func (s *State) Revision() uint64 { return s.revision }
 
-// Types returns the type URLs of which the state holds resources, sorted.
+// Types returns the type URLs of which the state holds resources, sorted; the
+// Manifest's is one of them.
 func (s *State) Types() []string { return slices.Sorted(maps.Keys(s.types)) }
+
+// Manifest returns the Manifest that the state was checked against, with its
+// signature; nil when the upstream has sent none. It must not be modified.
+func (s *State) Manifest() *musterv1.Manifest { return s.manifest }
 
 // Get returns a resource.
 func (s *State) Get(typeURL, name string) (*Resource, bool) {
@@ -98,7 +106,7 @@ func (s *State) with(typeURL string, upsert []*Resource, remove []string) *State
 		t.digest.add(resourceDigest(r.Name, r.Version))
 	}
 	t.tree = txn.Commit()
-	next := &State{epoch: s.epoch, revision: s.revision, types: maps.Clone(s.types)}
+	next := &State{epoch: s.epoch, revision: s.revision, types: maps.Clone(s.types), manifest: s.manifest}
 	if next.types == nil {
 		next.types = map[string]typeState{}
 	}
@@ -112,7 +120,57 @@ func (s *State) with(typeURL string, upsert []*Resource, remove []string) *State
 
 // at returns the state with another version.
 func (s *State) at(epoch, revision uint64) *State {
-	return &State{epoch: epoch, revision: revision, types: s.types}
+	return &State{epoch: epoch, revision: revision, types: s.types, manifest: s.manifest}
+}
+
+// manifestResource is the name under which a state holds its Manifest.
+const manifestResource = "manifest"
+
+// withManifest returns the state with another Manifest.
+func (s *State) withManifest(r *Resource, m *musterv1.Manifest) *State {
+	next := s.with(ManifestType, []*Resource{{Name: manifestResource, Version: r.Version, Body: r.Body}}, nil)
+	next.manifest = m
+	return next
+}
+
+// decodeManifest reads the Manifest of a state that came from disk.
+func (s *State) decodeManifest() (*State, error) {
+	r, ok := s.Get(ManifestType, manifestResource)
+	if !ok {
+		return s, nil
+	}
+	m := &musterv1.Manifest{}
+	if err := r.Body.UnmarshalTo(m); err != nil {
+		return nil, err
+	}
+	next := s.at(s.epoch, s.revision)
+	next.manifest = m
+	return next, nil
+}
+
+// adhering reports whether the state's resources of the types are what the
+// Manifest says.
+func (s *State) adhering(m *musterv1.Manifest, types []string) bool {
+	listed := map[string]bool{}
+	for _, t := range m.GetTypes() {
+		if !slices.Contains(types, t.GetTypeUrl()) {
+			continue
+		}
+		listed[t.GetTypeUrl()] = true
+		have := s.types[t.GetTypeUrl()]
+		if uint64(s.Len(t.GetTypeUrl())) != t.GetCount() || string(have.digest.bytes()) != string(t.GetDigest()) {
+			if t.GetCount() == 0 && s.Len(t.GetTypeUrl()) == 0 {
+				continue // an absent digest of nothing
+			}
+			return false
+		}
+	}
+	for _, t := range types {
+		if !listed[t] && s.Len(t) > 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // sameResource reports whether two resources have the same version and content.

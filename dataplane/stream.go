@@ -26,7 +26,7 @@ type streamResult struct {
 type adsStream = discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesClient
 
 // stream holds one ADS stream to a server until it fails or ctx ends.
-func (c *Client) stream(ctx context.Context, server string, fresh bool) streamResult {
+func (c *Client) stream(ctx context.Context, server string, fresh, byName bool) streamResult {
 	conn, err := c.upstream.acquire(server)
 	if err != nil {
 		return streamResult{err: err}
@@ -51,7 +51,9 @@ func (c *Client) stream(ctx context.Context, server string, fresh bool) streamRe
 
 	responses := make(chan received)
 	receiver.Go(func() { receiveAll(ctx, ads, responses) })
-	r := c.converse(ctx, ads, responses, newSession(&c.cfg, c.State(), c.floor, fresh), server)
+	s := newSession(&c.cfg, c.State(), c.floor, fresh)
+	s.byName = byName
+	r := c.converse(ctx, ads, responses, s, server)
 	// An error of the server's own is no fault of the connection.
 	bad = r.lasted == 0 && status.Code(r.err) == codes.Unavailable
 	return r
@@ -142,6 +144,9 @@ func (c *Client) converse(ctx context.Context, ads adsStream, responses <-chan r
 // applyReceived applies what the session has received.
 func (c *Client) applyReceived(ctx context.Context, s *session) []*held {
 	u := s.update(c.cfg.Group)
+	if c.cfg.WriteAhead {
+		c.persist(u.Previous, u.State, u)
+	}
 	err := c.apply(ctx, u)
 	acks := s.done(u, err)
 	c.serve(s.applied, u, err)
@@ -152,7 +157,9 @@ func (c *Client) applyReceived(ctx context.Context, s *session) []*held {
 		return acks
 	}
 	c.log.Debug("configuration in service", "epoch", u.Epoch, "revision", u.Revision)
-	c.persist(u.Previous, s.applied, u)
+	if !c.cfg.WriteAhead {
+		c.persist(u.Previous, s.applied, u)
+	}
 	return acks
 }
 

@@ -3,6 +3,7 @@ package dataplane
 import (
 	"crypto/tls"
 	"math"
+	"slices"
 	"sync"
 	"time"
 
@@ -83,6 +84,20 @@ func (u *Upstream) Conn(server string) (grpc.ClientConnInterface, bool) {
 		return nil, false
 	}
 	return c.ClientConn, true
+}
+
+// Servers returns the servers, in the order given.
+func (u *Upstream) Servers() []string { return slices.Clone(u.servers) }
+
+// Use returns the connection to a server, made when no client uses it yet, for
+// further services of the same server. The caller must call release when it no
+// longer does, and say whether the connection failed.
+func (u *Upstream) Use(server string) (conn grpc.ClientConnInterface, release func(failed bool), err error) {
+	c, err := u.acquire(server)
+	if err != nil {
+		return nil, nil, err
+	}
+	return c.ClientConn, func(failed bool) { u.release(c, failed) }, nil
 }
 
 // acquire returns the connection to a server; the caller must release it.

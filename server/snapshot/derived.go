@@ -145,17 +145,30 @@ type manifests struct {
 
 // Manifest says what the snapshot consists of in a view.
 func (s *Snapshot) Manifest(view View) *musterv1.Manifest {
+	if view.Relay && s.passed != nil {
+		return s.passed
+	}
 	m := &musterv1.Manifest{Epoch: s.version.Epoch, Revision: s.version.Revision, Group: s.group}
-	for _, typeURL := range s.Types() {
+	types := s.Types()
+	if view.Relay {
+		types = []string{RelayType}
+	}
+	for _, typeURL := range types {
 		if set := s.Set(typeURL, view); set.Len() > 0 {
 			digest := set.Digest()
 			m.Types = append(m.Types, &musterv1.TypeDigest{TypeUrl: typeURL, Count: uint64(set.Len()), Digest: digest.Bytes()})
 		}
 	}
+	if s.sign != nil {
+		s.sign(m)
+	}
 	return m
 }
 
 func (s *Snapshot) manifest(view View) *Set {
+	if s.partial {
+		return s.empty
+	}
 	s.manifests.mu.Lock()
 	defer s.manifests.mu.Unlock()
 	if set, ok := s.manifests.sets[view]; ok {

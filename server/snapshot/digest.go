@@ -61,6 +61,10 @@ func printOf(name, content uint64) fingerprint {
 	return fingerprint(mix(name + 0x9e3779b97f4a7c15*bits.RotateLeft64(content, 31)))
 }
 
+func printOfName(name, content string) fingerprint {
+	return printOf(maphash.String(seed, name), contentPrint(content))
+}
+
 // contentPrint is the hash of a content; the usual one is a hash already.
 func contentPrint[T string | []byte](content T) uint64 {
 	if len(content) != contentLen {

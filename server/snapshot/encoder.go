@@ -278,7 +278,7 @@ func (e *Encoder) EncodeDelta(typeURL, version string, up []*Resource, removed [
 			nr++
 		}
 		if nr == len(removed) {
-			for nu < len(up) && fits(responseResources, len(up[nu].Encoded)+len(e.ttl), nr+nu) {
+			for nu < len(up) && fits(responseResources, up[nu].size()+len(e.ttl), nr+nu) {
 				nu++
 			}
 		}
@@ -288,8 +288,8 @@ func (e *Encoder) EncodeDelta(typeURL, version string, up []*Resource, removed [
 		b = appendString(b, sotwTypeURL, typeURL)
 		for _, r := range f.Upserts {
 			b = protowire.AppendTag(b, responseResources, protowire.BytesType)
-			b = protowire.AppendVarint(b, uint64(len(r.Encoded)+len(e.ttl)))
-			b = append(append(b, r.Encoded...), e.ttl...)
+			b = protowire.AppendVarint(b, uint64(r.size()+len(e.ttl)))
+			b = append(r.appendTo(b), e.ttl...)
 		}
 		for _, name := range f.Removed {
 			b = appendString(b, deltaRemoved, name)
@@ -305,7 +305,7 @@ func (e *Encoder) EncodeDelta(typeURL, version string, up []*Resource, removed [
 func (e *Encoder) EncodeSotW(typeURL, version string, up []*Resource, wrapped bool) *Frame {
 	size := sizeOf(responseVersion, len(version)) + sizeOf(sotwTypeURL, len(typeURL))
 	for _, r := range up {
-		size += sizeOf(responseResources, len(r.Encoded)+len(e.ttl)+sizeOf(anyTypeURL, len(wrappedType))+8)
+		size += sizeOf(responseResources, r.size()+len(e.ttl)+sizeOf(anyTypeURL, len(wrappedType))+8)
 	}
 	b := make([]byte, 0, size)
 	b = appendString(b, responseVersion, version)
@@ -316,13 +316,13 @@ func (e *Encoder) EncodeSotW(typeURL, version string, up []*Resource, wrapped bo
 			b = protowire.AppendBytes(b, r.Any())
 			continue
 		}
-		size := len(r.Encoded) + len(e.ttl)
+		size := r.size() + len(e.ttl)
 		n := sizeOf(anyTypeURL, len(wrappedType)) + sizeOf(anyValue, size)
 		b = protowire.AppendVarint(b, uint64(n))
 		b = appendString(b, anyTypeURL, wrappedType)
 		b = protowire.AppendTag(b, anyValue, protowire.BytesType)
 		b = protowire.AppendVarint(b, uint64(size))
-		b = append(append(b, r.Encoded...), e.ttl...)
+		b = append(r.appendTo(b), e.ttl...)
 	}
 	return &Frame{Bytes: b, Upserts: up}
 }

@@ -3,7 +3,6 @@ package snapshot
 import (
 	"crypto/sha256"
 	"encoding/base64"
-	"hash/maphash"
 
 	"google.golang.org/protobuf/encoding/protowire"
 
@@ -20,14 +19,16 @@ type Resource struct {
 	Version string
 	// Rev is the revision that last changed the resource.
 	Rev uint64
-	// Encoded is the resource as an envoy.service.discovery.v3.Resource message.
+	// Encoded is the resource as an envoy.service.discovery.v3.Resource message; of
+	// one of RelayType it is the end of that.
 	Encoded []byte
 	// Body is the message itself: the value of the Any inside Encoded.
 	Body []byte
 	// Origins are the objects that the resource was made from, nearest first.
 	Origins []resource.Key
 
-	anyLen  int // the Any is the last anyLen bytes of Encoded
+	head    []byte // goes before Encoded
+	anyLen  int    // the Any is the last anyLen bytes of Encoded
 	view    compile.View
 	content string // the content part of Version
 	print   fingerprint
@@ -36,6 +37,12 @@ type Resource struct {
 
 // Any returns the encoded google.protobuf.Any of the resource.
 func (r *Resource) Any() []byte { return r.Encoded[len(r.Encoded)-r.anyLen:] }
+
+// size is the length of the encoded message.
+func (r *Resource) size() int { return len(r.head) + len(r.Encoded) }
+
+// appendTo appends the encoded message.
+func (r *Resource) appendTo(b []byte) []byte { return append(append(b, r.head...), r.Encoded...) }
 
 // SameContent reports whether both are the same content. Nil is the content of
 // no resource.
@@ -99,7 +106,7 @@ func newResource(typeURL, name, version string, v Version, body []byte, origins 
 		Name: name, TypeURL: typeURL, Version: version, Rev: v.Revision,
 		Encoded: b, Body: b[len(b)-bodyLen : len(b) : len(b)], Origins: origins,
 		anyLen: anyLen, view: view, content: content,
-		print:  printOf(maphash.String(seed, name), contentPrint(content)),
+		print:  printOfName(name, content),
 		digest: digestOf(name, content),
 	}
 }

@@ -27,6 +27,7 @@ type Set struct {
 	print, names fingerprint
 	digest       Digest
 	past         []mark // of earlier sets of the lineage, oldest first
+	history      int    // bounds past; 0 is maxPast
 
 	variants *variants
 }
@@ -45,6 +46,7 @@ type mark struct {
 	rev          uint64
 	n            int
 	print, names fingerprint
+	digest       Digest
 }
 
 const (
@@ -239,6 +241,9 @@ func (t *Set) rebase(l *lineage, v Version) *Set {
 	return newSet(l, v.Epoch)
 }
 
+// revOf is the revision in a key of byRev.
+func revOf(key []byte) uint64 { return binary.BigEndian.Uint64(key) }
+
 // revKey is the key of a change in byRev.
 func revKey(rev uint64, name string) []byte {
 	k := make([]byte, 8, 8+len(name))
@@ -266,7 +271,7 @@ func (t *Set) edit(to Version) *edit {
 func (e *edit) put(r *Resource) {
 	key := []byte(r.Name)
 	if before, ok := e.byName.Get(key); ok {
-		if before.SameContent(r) && bytes.Equal(before.Body, r.Body) {
+		if before.view == r.view && before.SameContent(r) && bytes.Equal(before.Body, r.Body) {
 			return
 		}
 		e.forget(before)
@@ -317,11 +322,14 @@ func (e *edit) commit(before *Set) *Set {
 		s.past = nil
 		return s
 	}
-	past := before.past
-	if len(past) >= maxPast {
-		past = past[len(past)-maxPast+1:]
+	past, limit := before.past, maxPast
+	if s.history > 0 {
+		limit = s.history
 	}
-	s.past = append(past[:len(past):len(past)], mark{before.version.Revision, before.Len(), before.print, before.names})
+	if len(past) >= limit {
+		past = past[len(past)-limit+1:]
+	}
+	s.past = append(past[:len(past):len(past)], mark{before.version.Revision, before.Len(), before.print, before.names, before.digest})
 	return s
 }
 

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	musterv1 "github.com/musterhq/muster/proto/muster/v1"
 	"github.com/musterhq/muster/resource"
 	"github.com/musterhq/muster/server/compile"
 )
@@ -21,6 +22,11 @@ type Snapshot struct {
 
 	inline    *inline
 	manifests *manifests
+	relayed   *relayed
+
+	sign    func(*musterv1.Manifest) // nil: Manifests are not signed
+	passed  *musterv1.Manifest       // what relays are told; nil: made here
+	partial bool                     // there is no Manifest
 }
 
 // kind is the resources of one type: those of all clients, and per view that has
@@ -39,6 +45,8 @@ type View struct {
 	Client compile.View
 	// Listen is where the data plane listens, when that is not as compiled.
 	Listen compile.ListenOptions
+	// Relay is set for a relay, which sees the resources of all views, as RelayType.
+	Relay bool
 }
 
 // Empty returns a group's snapshot without any resource, of revision 0.
@@ -52,6 +60,7 @@ func Empty(group string, epoch uint64) *Snapshot {
 		lineage:   l,
 		inline:    &inline{},
 		manifests: &manifests{},
+		relayed:   &relayed{},
 	}
 }
 
@@ -105,7 +114,7 @@ func (s *Snapshot) Apply(v Version, upsert []Upsert, remove []compile.Key) *Snap
 	}
 	n := &Snapshot{
 		group: s.group, version: v, types: s.types, empty: s.empty, lineage: s.lineage,
-		inline: s.inline, manifests: &manifests{},
+		inline: s.inline, manifests: &manifests{}, relayed: &relayed{}, sign: s.sign, partial: s.partial,
 	}
 	edits := map[string]*kindEdit{}
 	at := func(typeURL string) *kindEdit {
@@ -123,9 +132,12 @@ func (s *Snapshot) Apply(v Version, upsert []Upsert, remove []compile.Key) *Snap
 	for _, k := range remove {
 		at(k.TypeURL).remove(k.Name)
 	}
-	for _, u := range upsert {
-		at(u.TypeURL).put(newResource(u.TypeURL, u.Name, u.Version, v, u.Body, u.Origins, u.View))
+	made := make([]*Resource, len(upsert))
+	for i, u := range upsert {
+		made[i] = newResource(u.TypeURL, u.Name, u.Version, v, u.Body, u.Origins, u.View)
+		at(u.TypeURL).put(made[i])
 	}
+	n.nextRelayed(s.relayed, made, remove)
 	if len(edits) > 0 {
 		n.types = maps.Clone(s.types)
 	}
@@ -145,7 +157,7 @@ func (s *Snapshot) Apply(v Version, upsert []Upsert, remove []compile.Key) *Snap
 // changed at v. The resources keep their versions.
 func (s *Snapshot) rebase(v Version) *Snapshot {
 	n := Empty(s.group, v.Epoch)
-	n.version = v
+	n.version, n.sign, n.partial = v, s.sign, s.partial
 	for typeURL, k := range s.types {
 		fresh := &kind{base: k.base.rebase(n.lineage, v)}
 		for i, set := range k.views {
@@ -184,8 +196,11 @@ func (s *Snapshot) Replace(v Version, upsert []Upsert) *Snapshot {
 
 // Set returns the resources of a type in a view.
 func (s *Snapshot) Set(typeURL string, view View) *Set {
-	if typeURL == ManifestType {
+	switch {
+	case typeURL == ManifestType:
 		return s.manifest(view)
+	case typeURL == RelayType && view.Relay:
+		return s.relaySet()
 	}
 	k := s.types[typeURL]
 	if k == nil {

@@ -39,6 +39,8 @@ type Stream struct {
 	Protocol string
 	// TypeURL is the type of a per-type stream; empty for ADS.
 	TypeURL string
+	// Relay tells that it is a relay, not a data plane.
+	Relay bool
 	// Address is the peer's.
 	Address string
 	// ConnectedAt is when the stream's first request was accepted.

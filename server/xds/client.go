@@ -41,6 +41,9 @@ type client struct {
 // virtual hosts over ADS.
 const oldestMajor, oldestMinor = 1, 37
 
+// RelayAgent is the user agent name of relays.
+const RelayAgent = "muster-relay"
+
 func clientOf(node *corev3.Node, delta bool) (client, error) {
 	c := client{agent: agentOf(node)}
 	switch name := node.GetUserAgentName(); {
@@ -54,6 +57,10 @@ func clientOf(node *corev3.Node, delta bool) (client, error) {
 		}
 	case strings.HasPrefix(name, "gRPC"):
 		c.family = grpcClient
+	case name == RelayAgent:
+		// It passes every view on, and says nothing of where it listens.
+		c.family, c.view.Relay = musterClient, true
+		return c, nil
 	case strings.HasPrefix(name, "muster"):
 		c.family = musterClient
 	}

@@ -57,6 +57,9 @@ func (s *session) firstDelta(t *track, r *request) error {
 		return nil
 	}
 	t.must, t.resend = false, false
+	if t.typeURL == snapshot.RelayType && r.initial == 1 {
+		return s.resumeRelay(t, r, set)
+	}
 	s.resume(t, r, set)
 	return nil
 }

@@ -201,6 +201,9 @@ func (s *session) ahead(r *request) (newest snapshot.Version, ahead bool) {
 	if v, _, ok := snapshot.ParseVersion(r.version); ok && newest.Less(v) {
 		newest = v
 	}
+	if newest.Epoch == 0 {
+		return newest, false // of a relay's upstream without revisions: no order of ours
+	}
 	return newest, s.newest.Version().Less(newest)
 }
 

@@ -161,7 +161,7 @@ func (st *stream) begin(b []byte) error {
 	}
 	info := &Stream{
 		ID: st.srv.ids.Add(1), Group: group, Node: node.GetId(), UserAgent: c.agent,
-		Protocol: "sotw", TypeURL: st.only, Address: st.conn, ConnectedAt: time.Now(),
+		Protocol: "sotw", TypeURL: st.only, Relay: c.view.Relay, Address: st.conn, ConnectedAt: time.Now(),
 	}
 	if st.delta {
 		info.Protocol = "delta"
