@@ -97,6 +97,9 @@ type Autopilot struct {
 	interval time.Duration
 }
 
+// Defaults returns a configuration that has every default and nothing else.
+func Defaults() Config { return Config{}.withDefaults() }
+
 func (c Config) withDefaults() Config {
 	def := func(d *time.Duration, v time.Duration) {
 		if *d == 0 {

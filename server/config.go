@@ -45,11 +45,13 @@ type Config struct {
 	Join []string
 	// Autopilot says when servers get a vote and when dead ones are removed.
 	Autopilot raftstore.Autopilot
-	// DiskTimeout, SnapshotThreshold and SnapshotInterval are the store's; the
-	// zero values are its defaults.
-	DiskTimeout       time.Duration
-	SnapshotThreshold uint64
-	SnapshotInterval  time.Duration
+	// What follows is the store's, by the names of [raftstore.Config]; the zero
+	// values are its defaults.
+	HeartbeatTimeout, ElectionTimeout, LeaderLease time.Duration
+	SnapshotThreshold, TrailingLogs                uint64
+	SnapshotInterval                               time.Duration
+	DiskTimeout                                    time.Duration
+	MinFreeBytes                                   int64
 	// OpsAddr, when set, serves /metrics, /healthz and /readyz over plain HTTP
 	// without a key. The admin port serves them too, /metrics with a key.
 	OpsAddr string

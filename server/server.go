@@ -152,10 +152,6 @@ func (s *Server) openStore() (err error) {
 		Join:      s.cfg.Join,
 		Autopilot: s.cfg.Autopilot,
 
-		DiskTimeout:       s.cfg.DiskTimeout,
-		SnapshotThreshold: s.cfg.SnapshotThreshold,
-		SnapshotInterval:  s.cfg.SnapshotInterval,
-
 		Handle: func(ctx context.Context, from string, message []byte) ([]byte, error) {
 			return s.present.handle(ctx, from, message)
 		},
@@ -163,6 +159,15 @@ func (s *Server) openStore() (err error) {
 		Insecure: s.cfg.Insecure,
 		Logger:   s.cfg.Logger,
 		Fatal:    s.cfg.Fatal,
+
+		HeartbeatTimeout:  s.cfg.HeartbeatTimeout,
+		ElectionTimeout:   s.cfg.ElectionTimeout,
+		LeaderLease:       s.cfg.LeaderLease,
+		SnapshotThreshold: s.cfg.SnapshotThreshold,
+		TrailingLogs:      s.cfg.TrailingLogs,
+		SnapshotInterval:  s.cfg.SnapshotInterval,
+		DiskTimeout:       s.cfg.DiskTimeout,
+		MinFreeBytes:      s.cfg.MinFreeBytes,
 	})
 	return err
 }

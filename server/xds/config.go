@@ -61,6 +61,9 @@ type Timing struct {
 	Ack time.Duration
 }
 
+// DefaultTiming returns the defaults.
+func DefaultTiming() Timing { return Timing{}.withDefaults() }
+
 func (t Timing) withDefaults() Timing {
 	orDefault(&t.Gate, 5*time.Second)
 	orDefault(&t.Linger, time.Second)
@@ -106,6 +109,9 @@ type Limits struct {
 	// Default 5s.
 	MinPing time.Duration
 }
+
+// DefaultLimits returns the defaults.
+func DefaultLimits() Limits { return Limits{}.withDefaults() }
 
 func (l Limits) withDefaults() Limits {
 	orDefault(&l.Connections, 20000)

@@ -3,27 +3,17 @@ package cli
 import (
 	"context"
 	"crypto/rand"
-	"crypto/tls"
-	"crypto/x509"
 	"fmt"
 	"net"
 	"net/netip"
 	"net/url"
-	"os"
 	"strings"
-	"time"
 
 	musterv1 "github.com/musterhq/muster/proto/muster/v1"
 	"github.com/musterhq/muster/server/admin"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
-	"google.golang.org/grpc/resolver"
-	"google.golang.org/grpc/resolver/manual"
 	"google.golang.org/grpc/status"
 )
 
@@ -162,120 +152,40 @@ func (a *app) target() (target, error) {
 	return t, nil
 }
 
-// client is a connection to the admin API.
+// client is the admin API of a target.
 type client struct {
 	musterv1.AdminServiceClient
-	fleet  musterv1.FleetServiceClient
-	group  string
-	app    *app
-	target target
-	conn   *grpc.ClientConn
+	fleet   musterv1.FleetServiceClient
+	cluster musterv1.ClusterServiceClient
+	group   string
+	app     *app
+	target  target
+	servers *servers
 }
 
-// connect prepares a connection; it is made when the first call needs it. Of
-// several addresses the first that answers is used. The caller closes it.
+// connect prepares the calls to the servers of the target; a connection is made
+// when the first call needs it. The caller closes the client.
 func (a *app) connect() (*client, error) {
 	t, err := a.target()
 	if err != nil {
 		return nil, err
 	}
-	creds := insecure.NewCredentials()
-	if t.endpoints[0].tls {
-		conf := &tls.Config{MinVersion: tls.VersionTLS12}
-		if t.caFile != "" {
-			pem, err := os.ReadFile(a.env.path(t.caFile))
-			if err != nil {
-				return nil, fmt.Errorf("read --ca-file: %w", err)
-			}
-			conf.RootCAs = x509.NewCertPool()
-			if !conf.RootCAs.AppendCertsFromPEM(pem) {
-				return nil, usagef("%s holds no PEM certificate", t.caFile)
-			}
-		}
-		creds = credentials.NewTLS(conf)
-	}
-	addrs := make([]resolver.Address, len(t.endpoints))
-	for i, ep := range t.endpoints {
-		host, _, _ := net.SplitHostPort(ep.hostport)
-		addrs[i] = resolver.Address{Addr: ep.hostport, ServerName: host}
-	}
-	res := manual.NewBuilderWithScheme("muster")
-	res.InitialState(resolver.State{Addresses: addrs})
-	conn, err := grpc.NewClient("muster:///"+t.endpoints[0].hostport,
-		grpc.WithResolvers(res),
-		grpc.WithTransportCredentials(creds),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
-		grpc.WithDisableRetry(), // retry below is the one place that retries
-		grpc.WithUserAgent("muster-cli/"+readBuildVersion().Version),
-		grpc.WithConnectParams(grpc.ConnectParams{
-			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
-			MinConnectTimeout: 3 * time.Second,
-		}),
-		grpc.WithUnaryInterceptor(a.unary(t)),
-		grpc.WithStreamInterceptor(func(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, streamer grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
-			return streamer(withKey(ctx, t.apiKey), desc, cc, method, opts...)
-		}),
-	)
+	s, err := a.dial(t)
 	if err != nil {
-		return nil, fmt.Errorf("connect: %w", err)
+		return nil, err
 	}
 	return &client{
-		AdminServiceClient: musterv1.NewAdminServiceClient(conn),
-		fleet:              musterv1.NewFleetServiceClient(conn),
+		AdminServiceClient: musterv1.NewAdminServiceClient(s),
+		fleet:              musterv1.NewFleetServiceClient(s),
+		cluster:            musterv1.NewClusterServiceClient(s),
 		group:              t.group,
 		app:                a,
 		target:             t,
-		conn:               conn,
+		servers:            s,
 	}, nil
 }
 
-func (c *client) close() { _ = c.conn.Close() }
-
-// unary adds the key and retries what may be retried: every write carries a
-// request_id, so a repeated one returns the first answer.
-func (a *app) unary(t target) grpc.UnaryClientInterceptor {
-	return func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
-		ctx, cancel := context.WithTimeout(withKey(ctx, t.apiKey), a.requestTimeout)
-		defer cancel()
-		return a.retry(ctx, t, func() error { return invoke(ctx, method, req, reply, cc, opts...) })
-	}
-}
-
-// How long a call is repeated: a server that cannot be reached may be starting
-// again, one that answers "no leader" will have one after an election.
-const (
-	retryUnreachable = 3 * time.Second
-	retryNoLeader    = 15 * time.Second
-)
-
-func (a *app) retry(ctx context.Context, t target, call func() error) error {
-	wait := 50 * time.Millisecond
-	said := false
-	for start := time.Now(); ; wait = min(2*wait, time.Second) {
-		err := call()
-		if !retriable(err) {
-			return err
-		}
-		limit := retryUnreachable
-		if serverAnswered(err) {
-			limit = retryNoLeader
-		}
-		if time.Since(start)+wait > limit {
-			return unavailable(t, err)
-		}
-		if !said && time.Since(start) > 500*time.Millisecond && a.env.StderrTTY {
-			said = true
-			a.say("%s does not answer; trying again ...", t)
-		}
-		timer := time.NewTimer(wait)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return unavailable(t, err)
-		case <-timer.C:
-		}
-	}
-}
+func (c *client) close() { c.servers.close() }
 
 // retriable says that a call may be repeated: nothing was done, or what was done
 // carries a request_id.

@@ -68,6 +68,7 @@ Start here:  muster dev`,
 		&cobra.Group{ID: "run", Title: "Run:"},
 		&cobra.Group{ID: "config", Title: "Change a group:"},
 		&cobra.Group{ID: "fleet", Title: "Watch the fleet:"},
+		&cobra.Group{ID: "cluster", Title: "Keep the cluster:"},
 		&cobra.Group{ID: "local", Title: "On this machine:"},
 	)
 	add := func(group string, cmds ...*cobra.Command) {
@@ -79,6 +80,7 @@ Start here:  muster dev`,
 	add("run", a.devCommand(), a.serverCommand(), a.gatewayCommand(), a.configCommand())
 	add("config", a.groupCommand(), a.applyCommand(), a.syncCommand(), a.diffCommand(), a.getCommand(), a.dumpCommand(), a.deleteCommand(), a.historyCommand(), a.rollbackCommand())
 	add("fleet", a.dpCommand(), a.waitCommand(), a.bootstrapCommand())
+	add("cluster", a.clusterCommand(), a.snapshotCommand())
 	add("local", a.lintCommand(), a.contextCommand(), a.versionCommand())
 	root.SetHelpCommandGroupID("local")
 	root.SetCompletionCommandGroupID("local")

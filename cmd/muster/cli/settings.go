@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/goccy/go-yaml"
-	"github.com/musterhq/muster/server"
 	"github.com/spf13/cobra"
 )
 
@@ -20,6 +19,8 @@ import (
 type setting struct {
 	key, help, fallback string
 	kind                settingKind
+	// signed lets a number or duration be negative.
+	signed bool
 }
 
 type settingKind int
@@ -28,7 +29,7 @@ const (
 	textSetting settingKind = iota
 	boolSetting
 	durationSetting
-	countSetting
+	numberSetting
 )
 
 func (s setting) flag() string { return strings.ReplaceAll(s.key, "_", "-") }
@@ -37,16 +38,24 @@ func (s setting) env() string  { return "MUSTER_" + strings.ToUpper(s.key) }
 // check refuses a value that does not fit the setting's kind.
 func (s setting) check(value string) error {
 	var err error
+	negative := false
 	switch s.kind {
 	case boolSetting:
 		_, err = strconv.ParseBool(value)
 	case durationSetting:
-		_, err = time.ParseDuration(value)
-	case countSetting:
-		_, err = strconv.ParseUint(value, 10, 32)
+		var d time.Duration
+		d, err = time.ParseDuration(value)
+		negative = d < 0
+	case numberSetting:
+		var n int64
+		n, err = strconv.ParseInt(value, 10, 64)
+		negative = n < 0
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %q is not valid: want %s", s.key, value, s.kind)
+	}
+	if negative && !s.signed {
+		return fmt.Errorf("%s: %q is not valid: it is negative", s.key, value)
 	}
 	return nil
 }
@@ -57,44 +66,10 @@ func (k settingKind) String() string {
 		return "true or false"
 	case durationSetting:
 		return "a duration such as 5s"
-	case countSetting:
+	case numberSetting:
 		return "a whole number"
 	}
 	return "text"
-}
-
-// serverSettings lists what `muster server` understands.
-func serverSettings() []setting {
-	return []setting{
-		{key: "server_id", help: "the server's stable name in the cluster (required)"},
-		{key: "data_dir", help: "directory for everything the server keeps (required)"},
-		{key: "bootstrap", help: "make this the first server of a new cluster, when data_dir holds none", fallback: "false", kind: boolSetting},
-		{key: "admin_addr", help: "host:port of the admin API", fallback: server.DefaultAdminAddr},
-		{key: "xds_addr", help: "host:port for data planes", fallback: server.DefaultXDSAddr},
-		{key: "raft_addr", help: "host:port for the other servers; empty runs a single server without a raft port"},
-		{key: "raft_advertise", help: "address that the other servers are told, when it is not raft_addr"},
-		{key: "join", help: "raft addresses of servers of the cluster that a new data_dir is to become part of, separated by commas"},
-		{key: "ops_addr", help: "host:port for metrics and health without a key; empty serves none"},
-		{key: "api_keys_file", help: "file of hashed API keys, mode 0600 (default: api-keys.json in data_dir, made with one key when there is none)"},
-		{key: "admin_tls_cert_file", help: "PEM certificate of the admin port"},
-		{key: "admin_tls_key_file", help: "PEM key of the admin port"},
-		{key: "admin_tls_client_ca_file", help: "PEM CAs that callers' certificates must chain to; empty asks for none"},
-		{key: "xds_tls_cert_file", help: "PEM certificate of the xDS port"},
-		{key: "xds_tls_key_file", help: "PEM key of the xDS port"},
-		{key: "xds_tls_client_ca_file", help: "PEM CAs that data planes' certificates must chain to"},
-		{key: "raft_tls_cert_file", help: "PEM certificate of this server among the others"},
-		{key: "raft_tls_key_file", help: "PEM key of this server among the others"},
-		{key: "raft_tls_ca_file", help: "PEM CAs that the other servers' certificates must chain to"},
-		{key: "trust_domain", help: "SPIFFE trust domain of data planes' certificates"},
-		{key: "insecure", help: "allow plaintext, on loopback addresses", fallback: "false", kind: boolSetting},
-		{key: "promote_after", help: "how long a server that joined must keep up before it gets a vote", fallback: "5s", kind: durationSetting},
-		{key: "disk_timeout", help: "how long one write to disk may take before the server ends, so that another can lead", fallback: "8s", kind: durationSetting},
-		{key: "snapshot_threshold", help: "how many log entries make a snapshot worthwhile", fallback: "8192", kind: countSetting},
-		{key: "snapshot_interval", help: "how often that is looked at", fallback: "1m", kind: durationSetting},
-		{key: "shutdown_grace", help: "how long a stop waits for calls under way", fallback: "5s", kind: durationSetting},
-		{key: "log_level", help: "debug, info, warn or error", fallback: "info"},
-		{key: "log_format", help: "text or json", fallback: "text"},
-	}
 }
 
 // resolved is a setting's value and where it came from.
@@ -102,6 +77,38 @@ type resolved struct {
 	Key    string `json:"key"`
 	Value  string `json:"value"`
 	Source string `json:"source"`
+}
+
+// settingValues are resolved settings by key. They were checked, so reading one
+// as its kind cannot fail.
+type settingValues map[string]string
+
+func valuesOf(all []resolved) settingValues {
+	v := make(settingValues, len(all))
+	for _, r := range all {
+		v[r.Key] = r.Value
+	}
+	return v
+}
+
+func (v settingValues) bool(key string) bool {
+	b, _ := strconv.ParseBool(v[key])
+	return b
+}
+
+func (v settingValues) duration(key string) time.Duration {
+	d, _ := time.ParseDuration(v[key])
+	return d
+}
+
+func (v settingValues) number(key string) int64 {
+	n, _ := strconv.ParseInt(v[key], 10, 64)
+	return n
+}
+
+// list reads values separated by commas.
+func (v settingValues) list(key string) []string {
+	return strings.FieldsFunc(v[key], func(r rune) bool { return r == ',' || r == ' ' })
 }
 
 // settingFlags adds --config and a flag for each setting.
@@ -175,6 +182,12 @@ func (a *app) readSettings(file string, settings []setting) (map[string]string, 
 		case nil:
 		case string, bool, int64, uint64, float64:
 			values[key] = fmt.Sprint(v)
+		case []any:
+			items := make([]string, len(v))
+			for i, item := range v {
+				items[i] = fmt.Sprint(item)
+			}
+			values[key] = strings.Join(items, ",")
 		default:
 			return nil, usagef("%s: %s must be a single value", file, key)
 		}
@@ -202,7 +215,8 @@ func (a *app) configPrintCommand() *cobra.Command {
 		Short: "Print a configuration file with every setting, or the resolved one",
 		Long: `Print a configuration file with every setting of "muster server" and what it
 means; with --resolved, the values that the file, the environment and the flags
-give together, and where each comes from.`,
+give together, and where each comes from. No setting is a secret: keys and
+certificates are files that settings name.`,
 		Example: `  muster config print > muster.yaml
   muster config print --resolved --config muster.yaml
   muster config print --resolved -o json`,

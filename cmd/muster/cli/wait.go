@@ -88,7 +88,7 @@ func (c *client) wait(ctx context.Context, req *musterv1.WaitRequest, timeout ti
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	var last *musterv1.WaitResponse
-	err := c.app.retry(ctx, c.target, func() error {
+	err := c.servers.retry(ctx, func() error {
 		stream, err := c.fleet.Wait(ctx, req)
 		if err != nil {
 			return err
