@@ -56,11 +56,11 @@ func serverSettings() []setting {
 		duration("remove_dead_after", store.Autopilot.DeadAfter, "how long a server must be out of reach to count as dead"),
 
 		duration("heartbeat_timeout", store.HeartbeatTimeout, "how long a follower waits for its leader before it seeks election"),
-		duration("election_timeout", store.ElectionTimeout, "how long an election may take; at least heartbeat_timeout"),
-		duration("leader_lease", store.LeaderLease, "how long a leader goes on without a majority; at most heartbeat_timeout"),
+		duration("election_timeout", 0, "how long an election may take; 0 is 500ms, or heartbeat_timeout when that is longer"),
+		duration("leader_lease", 0, "how long a leader goes on without a majority; 0 is half of heartbeat_timeout"),
 		duration("snapshot_interval", store.SnapshotInterval, "how often it is looked whether a snapshot is worthwhile"),
 		number("snapshot_threshold", int64(store.SnapshotThreshold), "log entries that make a snapshot worthwhile"),
-		number("trailing_logs", int64(store.TrailingLogs), "log entries kept behind a snapshot for servers that are behind"),
+		number("trailing_logs", 0, "log entries kept behind a snapshot for servers that are behind; 0 is snapshot_threshold and a quarter"),
 		signed(duration("disk_timeout", store.DiskTimeout, "how long one write to disk may take before the process ends; negative is for ever")),
 		signed(number("min_free_bytes", store.MinFreeBytes, "free bytes below which writes are refused; negative is none")),
 
