@@ -44,7 +44,7 @@ e2e: envoy ## Run the end-to-end tests on the newest and the oldest supported En
 
 .PHONY: e2e-all
 e2e-all: ## Run the end-to-end tests on every supported Envoy, and on one that speaks state of the world.
-	$(MAKE) e2e ENVOY_VERSIONS="$(ENVOY_ALL_VERSIONS)" E2E_TIMEOUT=60m \
+	MUSTER_E2E_CHANGES=2000 $(MAKE) e2e ENVOY_VERSIONS="$(ENVOY_ALL_VERSIONS)" E2E_TIMEOUT=60m \
 		ENVOY_SOTW="$(firstword $(ENVOY_VERSIONS))"
 
 # version=path pairs, which is how the tests are told what to run.

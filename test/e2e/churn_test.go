@@ -7,6 +7,9 @@ import (
 	"crypto/tls"
 	"fmt"
 	"net/http"
+	"os"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -18,8 +21,22 @@ import (
 	"github.com/musterhq/muster/test/e2e/upstream"
 )
 
-// churnChanges is how many transactions change the group under load.
-const churnChanges = 200
+// changesVariable names what says how many transactions change the group under
+// load: 200 unless it is set, 2,000 in `make e2e-all`.
+const changesVariable = "MUSTER_E2E_CHANGES"
+
+func churnChanges(t *testing.T) int {
+	t.Helper()
+	text := os.Getenv(changesVariable)
+	if text == "" {
+		return 200
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 {
+		t.Fatalf("%s is %q, want a number of changes", changesVariable, text)
+	}
+	return n
+}
 
 // TestChangesUnderLoadFailNoRequest sends steady load through Envoys and the
 // embedded gateway while everything that can change does. Every request is one
@@ -65,15 +82,33 @@ func TestChangesUnderLoadFailNoRequest(t *testing.T) {
 	}
 
 	running := load.Start(ctx, 40*time.Millisecond, requests...)
-	for i := range churnChanges {
-		revision, err = s.commit(ctx, "busy", c.change(i)...)
-		if err != nil {
-			t.Fatalf("change %d: %v", i, err)
+	changes, restarts := churnChanges(t), 0
+	var log []string // what was done when, for failures
+	began := time.Now()
+	for i := range changes {
+		kind := c.kind(i)
+		// Every seventieth change or so comes when the server has just restarted, by
+		// turns asked to stop and killed.
+		if i%70 == 35 {
+			if restarts++; restarts%2 == 0 {
+				s.Kill()
+			} else if err := s.Stop(); err != nil {
+				t.Errorf("restart %d: %v", restarts, err)
+			}
+			if err := s.Restart(ctx); err != nil {
+				t.Fatalf("restart %d: %v", restarts, err)
+			}
+			log = append(log, fmt.Sprintf("%v: restart", time.Since(began).Round(time.Millisecond)))
 		}
+		revision, err = s.commit(ctx, "busy", kind.change(c, i/len(churnKinds))...)
+		if err != nil {
+			t.Fatalf("change %d, %s: %v", i, kind.name, err)
+		}
+		log = append(log, fmt.Sprintf("%v: change %d, revision %d: %s", time.Since(began).Round(time.Millisecond), i, revision, kind.name))
 		// Some changes come one on another's heels, some when all have settled.
 		if i%5 == 0 {
 			if err := s.wait(ctx, "busy", revision, len(planes)); err != nil {
-				t.Fatalf("change %d: %v", i, err)
+				t.Fatalf("change %d, %s: %v", i, kind.name, err)
 			}
 		} else {
 			time.Sleep(time.Duration(i%4) * 15 * time.Millisecond)
@@ -86,12 +121,14 @@ func TestChangesUnderLoadFailNoRequest(t *testing.T) {
 	report := running.Stop()
 
 	t.Logf("%d requests over %d connections through %d data planes during %d changes; the slowest took %v",
-		report.Sent, report.Connections, len(planes), churnChanges, report.Slowest)
+		report.Sent, report.Connections, len(planes), changes, report.Slowest)
+	t.Logf("%d server restarts, %.0f requests/s", restarts, float64(report.Sent)/time.Since(began).Seconds())
 	if report.Failed > 0 {
 		t.Errorf("%d requests failed that no configuration asked to fail:", report.Failed)
 		for _, f := range report.Failures {
 			t.Error(f)
 		}
+		t.Logf("the changes:\n%s", strings.Join(log, "\n"))
 	}
 	if report.Connections != len(requests) {
 		t.Errorf("%d connections were made for %d clients: some were closed under them", report.Connections, len(requests))
@@ -145,7 +182,16 @@ func churnRequests(p *plane) []load.Request {
 	secure.Addr, secure.TLS = p.gate.HTTPS, &tls.Config{ServerName: "stable.example.com", RootCAs: roots}
 	missing := request("not found", "nowhere.example.com", "/")
 	missing.Want = http.StatusNotFound
+	// By turns there and not, so both answers are right; but an upstream's absence
+	// (503) or half a plugin (500) never are.
+	again := request("again", "api.example.com", "/again/x")
+	again.Or = http.StatusNotFound
 	return []load.Request{
+		request("renamed", "api.example.com", "/renamed/x"),
+		request("moved", "moved.example.com", "/moved/x"),
+		request("wandering", "wandering.example.com", "/wandering/x"),
+		request("replaced", "api.example.com", "/replaced/x"),
+		again,
 		request("stable", "stable.example.com", "/stable/x"),
 		request("nodes", "api.example.com", "/nodes/x"),
 		request("plugins", "api.example.com", "/plugins/x", "origin", "https://app.example.com"),
@@ -174,6 +220,12 @@ func (c *churn) first() []*musterv1.Change {
 		serviceOn("routes", "api.example.com", "/routes", c.a), routeOf("routes", "/*"),
 		serviceOn("hosts", "always.example.com", "/hosts", c.a), routeOf("hosts", "/*"),
 		serviceOn("closed", "api.example.com", "/closed", c.a), closed,
+		serviceOn("replaced", "api.example.com", "/replaced", c.a), routeOf("replaced", "/*"),
+		serviceOn("renamed-0", "api.example.com", "/renamed", c.a), routeOf("renamed-0", "/*"),
+		serviceOn("left", "moved.example.com", "", c.a), serviceOn("right", "moved.example.com", "", c.b),
+		route(&musterv1.Route{Id: "moved", Name: "moved", ServiceId: "left", Uris: []string{"/moved/*"}}),
+		hostsOf("wanderer-0", c.a, "wandering.example.com"), routeOf("wanderer-0", "/*"),
+		hostsOf("wanderer-1", c.b, "elsewhere.example.com"), routeOf("wanderer-1", "/*"),
 		consumer("stable"), keyOf("stable", "key-of-stable"),
 		certificate("stable", "stable.example.com", c.leaf),
 	}
@@ -185,14 +237,33 @@ func certificate(id, sni string, leaf *pki.Leaf) *musterv1.Change {
 	}}})
 }
 
-// change is the i-th transaction.
-func (c *churn) change(i int) []*musterv1.Change {
-	round := i / 12
-	extra := fmt.Sprintf("extra-%d", round)
-	switch i % 12 {
-	case 0: // nodes, by EDS
-		return []*musterv1.Change{serviceOn("nodes", "api.example.com", "/nodes", [][]*upstream.Backend{{c.a}, {c.b}, {c.a, c.b}}[round%3]...)}
-	case 1: // plugins of a service
+// hostsOf is a service of some hosts.
+func hostsOf(id string, b *upstream.Backend, hosts ...string) *musterv1.Change {
+	s := serviceOn(id, "", "", b)
+	s.GetPut().GetService().Hosts = hosts
+	return s
+}
+
+// churnKind is a kind of change; round counts how often it was made before.
+type churnKind struct {
+	name   string
+	change func(c *churn, round int) []*musterv1.Change
+}
+
+// kind is the kind of the i-th transaction.
+func (c *churn) kind(i int) churnKind { return churnKinds[i%len(churnKinds)] }
+
+func extraOf(round int) string { return fmt.Sprintf("extra-%d", round) }
+
+// one is for the kinds that change one object.
+func one(change *musterv1.Change) []*musterv1.Change { return []*musterv1.Change{change} }
+
+// churnKinds are made in turn. None takes away what a request needs.
+var churnKinds = []churnKind{
+	{"the nodes of a service change", func(c *churn, round int) []*musterv1.Change {
+		return one(serviceOn("nodes", "api.example.com", "/nodes", [][]*upstream.Backend{{c.a}, {c.b}, {c.a, c.b}}[round%3]...))
+	}},
+	{"the plugins of a service change", func(c *churn, round int) []*musterv1.Change {
 		s := serviceOn("plugins", "api.example.com", "/plugins", c.a)
 		s.GetPut().GetService().Plugins = []map[string]*structpb.Struct{
 			{"proxy-rewrite": plugin(map[string]any{"headers": map[string]any{"set": map[string]any{"x-round": fmt.Sprint(round)}}})},
@@ -201,46 +272,93 @@ func (c *churn) change(i int) []*musterv1.Change {
 			{"limit-count": plugin(map[string]any{"count": 1000000, "time_window": 1})},
 			nil,
 		}[round%5]
-		return []*musterv1.Change{s}
-	case 2: // a service and its route come
-		return []*musterv1.Change{serviceOn(extra, "api.example.com", "/"+extra, c.b), routeOf(extra, "/*")}
-	case 3: // a consumer comes
-		return []*musterv1.Change{consumer(extra), keyOf(extra, "key-of-"+extra)}
-	case 4: // a certificate comes
-		return []*musterv1.Change{certificate(extra, extra+".example.com", c.fresh(extra+".example.com"))}
-	case 5: // the certificate in use is renewed
-		return []*musterv1.Change{certificate("stable", "stable.example.com", c.fresh("stable.example.com"))}
-	case 6: // a route changes its cluster
+		return one(s)
+	}},
+	{"a service is renamed, and its route", func(c *churn, round int) []*musterv1.Change {
+		before, after := fmt.Sprintf("renamed-%d", round), fmt.Sprintf("renamed-%d", round+1)
+		return []*musterv1.Change{
+			remove(musterv1.Kind_KIND_ROUTE, before), remove(musterv1.Kind_KIND_SERVICE, before),
+			serviceOn(after, "api.example.com", "/renamed", []*upstream.Backend{c.a, c.b}[round%2]), routeOf(after, "/*"),
+		}
+	}},
+	{"a service and its route come", func(c *churn, round int) []*musterv1.Change {
+		id := extraOf(round)
+		return []*musterv1.Change{serviceOn(id, "api.example.com", "/"+id, c.b), routeOf(id, "/*")}
+	}},
+	{"a route moves to another service", func(c *churn, round int) []*musterv1.Change {
+		to := []string{"right", "left"}[round%2]
+		return one(route(&musterv1.Route{Id: "moved", Name: "moved", ServiceId: to, Uris: []string{"/moved/*"}}))
+	}},
+	{"a consumer comes", func(c *churn, round int) []*musterv1.Change {
+		id := extraOf(round)
+		return []*musterv1.Change{consumer(id), keyOf(id, "key-of-"+id)}
+	}},
+	{"a host moves to another service", func(c *churn, round int) []*musterv1.Change {
+		hosts := []string{"wandering.example.com", "elsewhere.example.com"}
+		return []*musterv1.Change{
+			hostsOf("wanderer-0", c.a, hosts[(round+1)%2]), hostsOf("wanderer-1", c.b, hosts[round%2]),
+		}
+	}},
+	{"a certificate comes", func(c *churn, round int) []*musterv1.Change {
+		id := extraOf(round)
+		return one(certificate(id, id+".example.com", c.fresh(id+".example.com")))
+	}},
+	{"a service that may be missing goes or comes back", func(c *churn, round int) []*musterv1.Change {
+		if round%2 == 1 {
+			return []*musterv1.Change{remove(musterv1.Kind_KIND_ROUTE, "again"), remove(musterv1.Kind_KIND_SERVICE, "again")}
+		}
+		return []*musterv1.Change{serviceOn("again", "api.example.com", "/again", c.a), routeOf("again", "/*")}
+	}},
+	{"the certificate in use is renewed", func(c *churn, round int) []*musterv1.Change {
+		return one(certificate("stable", "stable.example.com", c.fresh("stable.example.com")))
+	}},
+	{"a route gets or loses an upstream of its own", func(c *churn, round int) []*musterv1.Change {
 		r := routeOf("routes", "/*")
 		if round%2 == 0 {
 			r.GetPut().GetRoute().Upstream = upstreamOf(c.b)
 		}
-		return []*musterv1.Change{r}
-	case 7: // a service gets and loses a host
+		return one(r)
+	}},
+	{"a service gets or loses a host", func(c *churn, round int) []*musterv1.Change {
 		s := serviceOn("hosts", "always.example.com", "/hosts", c.a)
 		if round%2 == 0 {
 			s.GetPut().GetService().Hosts = append(s.GetPut().GetService().Hosts, "sometimes.example.com")
 		}
-		return []*musterv1.Change{s}
-	case 8: // a cluster changes: timeouts, balancing, checks
+		return one(s)
+	}},
+	{"the cluster of a service changes", func(c *churn, round int) []*musterv1.Change {
 		s := serviceOn("nodes", "api.example.com", "/nodes", c.a, c.b)
 		u := s.GetPut().GetService().Upstream
 		u.Type = []string{"roundrobin", "least_conn"}[round%2]
 		u.Timeout = &musterv1.Timeout{Connect: float64(2 + round%3), Send: 30, Read: 30}
-		return []*musterv1.Change{s}
-	case 9: // the service goes
-		return []*musterv1.Change{remove(musterv1.Kind_KIND_SERVICE, extra)}
-	case 10: // the consumer and the certificate go
-		return []*musterv1.Change{remove(musterv1.Kind_KIND_CONSUMER, extra), remove(musterv1.Kind_KIND_SSL, extra)}
-	default: // a global rule comes and goes
+		return one(s)
+	}},
+	{"every endpoint of a service is replaced, and its cluster changes", func(c *churn, round int) []*musterv1.Change {
+		s := serviceOn("replaced", "api.example.com", "/replaced", []*upstream.Backend{c.b, c.a}[round%2])
+		retries := int32(round % 3)
+		s.GetPut().GetService().Upstream.Retries = &retries
+		return one(s)
+	}},
+	{"a service moves to other paths", func(c *churn, round int) []*musterv1.Change {
+		id := extraOf(round)
+		return []*musterv1.Change{serviceOn(id, "api.example.com", "/other-"+id, c.a), routeOf(id, "/a/*", "/b/*")}
+	}},
+	{"a service goes", func(c *churn, round int) []*musterv1.Change {
+		return one(remove(musterv1.Kind_KIND_SERVICE, extraOf(round)))
+	}},
+	{"a consumer and a certificate go", func(c *churn, round int) []*musterv1.Change {
+		id := extraOf(round)
+		return []*musterv1.Change{remove(musterv1.Kind_KIND_CONSUMER, id), remove(musterv1.Kind_KIND_SSL, id)}
+	}},
+	{"a global rule comes or goes", func(c *churn, round int) []*musterv1.Change {
 		if round%2 == 1 {
-			return []*musterv1.Change{remove(musterv1.Kind_KIND_GLOBAL_RULE, "headers")}
+			return one(remove(musterv1.Kind_KIND_GLOBAL_RULE, "headers"))
 		}
-		return []*musterv1.Change{put(&musterv1.Resource{Kind: &musterv1.Resource_GlobalRule{GlobalRule: &musterv1.GlobalRule{
+		return one(put(&musterv1.Resource{Kind: &musterv1.Resource_GlobalRule{GlobalRule: &musterv1.GlobalRule{
 			Id:      "headers",
 			Plugins: map[string]*structpb.Struct{"proxy-rewrite": plugin(map[string]any{"headers": map[string]any{"set": map[string]any{"x-global": "1"}}})},
-		}}})}
-	}
+		}}}))
+	}},
 }
 
 func (c *churn) fresh(name string) *pki.Leaf {

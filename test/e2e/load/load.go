@@ -25,6 +25,8 @@ type Request struct {
 	TLS *tls.Config
 	// Want is the status that must come; 0 means 200.
 	Want int
+	// Or is another status that may come.
+	Or int
 }
 
 // Report is what came of the requests.
@@ -108,12 +110,12 @@ func (l *Load) repeat(ctx context.Context, interval time.Duration, r Request) {
 		}
 		began := time.Now()
 		// A request under way when the load is stopped is still finished.
-		err := once(context.WithoutCancel(ctx), transport, scheme+"://"+r.Host+r.Path, r.Header, want)
+		err := once(context.WithoutCancel(ctx), transport, scheme+"://"+r.Host+r.Path, r.Header, want, r.Or)
 		l.note(r, began, err)
 	}
 }
 
-func once(ctx context.Context, transport *http.Transport, url string, header http.Header, want int) error {
+func once(ctx context.Context, transport *http.Transport, url string, header http.Header, want, or int) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
@@ -132,7 +134,7 @@ func once(ctx context.Context, transport *http.Transport, url string, header htt
 	if err != nil {
 		return err
 	}
-	if resp.StatusCode != want {
+	if resp.StatusCode != want && (or == 0 || resp.StatusCode != or) {
 		return fmt.Errorf("status %d, want %d: %.200s", resp.StatusCode, want, body)
 	}
 	if resp.Close {
