@@ -43,13 +43,14 @@ e2e: envoy ## Run the end-to-end tests on the newest and the oldest supported En
 		$(GO) test -tags e2e -count 1 -parallel 6 -timeout $(E2E_TIMEOUT) ./test/e2e/...
 
 .PHONY: e2e-all
-e2e-all: ## Run the end-to-end tests on every supported Envoy, and on one that speaks state of the world.
+e2e-all: ## Run the end-to-end tests on every supported Envoy, with state of the world, and without ADS.
 	MUSTER_E2E_CHANGES=2000 $(MAKE) e2e ENVOY_VERSIONS="$(ENVOY_ALL_VERSIONS)" E2E_TIMEOUT=60m \
-		ENVOY_SOTW="$(firstword $(ENVOY_VERSIONS))"
+		ENVOY_SOTW="$(firstword $(ENVOY_VERSIONS))" ENVOY_PERTYPE="$(firstword $(ENVOY_VERSIONS))"
 
 # version=path pairs, which is how the tests are told what to run.
 envoy_binaries = $(foreach v,$(1),$(v)=$(CURDIR)/.tmp/envoy/$(v)/envoy) \
-	$(foreach v,$(ENVOY_SOTW),$(v)-sotw=$(CURDIR)/.tmp/envoy/$(v)/envoy)
+	$(foreach v,$(ENVOY_SOTW),$(v)-sotw=$(CURDIR)/.tmp/envoy/$(v)/envoy) \
+	$(foreach v,$(ENVOY_PERTYPE),$(v)-pertype=$(CURDIR)/.tmp/envoy/$(v)/envoy)
 
 .PHONY: envoy
 envoy: $(foreach v,$(ENVOY_VERSIONS),.tmp/envoy/$(v)/envoy) ## Install the Envoys that e2e runs, each in a virtual environment under .tmp/.

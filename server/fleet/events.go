@@ -28,7 +28,7 @@ func (r *Registry) Connected(s *xds.Stream) {
 		g.live++
 		p.connected = now
 	}
-	if !isGRPC(s.UserAgent) {
+	if !isGRPC(s.UserAgent) && s.Sole() {
 		// The newest stream takes the place of an earlier one of its sort, whose
 		// end may not have been noticed yet; what still comes from that is late.
 		for _, old := range slices.Clone(p.streams) {

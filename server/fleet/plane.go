@@ -74,10 +74,14 @@ type refusal struct {
 func (p *plane) live() bool { return len(p.streams) > 0 || p.away }
 
 // better reports whether p tells more of a data plane than o, of another
-// server, does: where it is connected, else where it was last.
+// server, does: where it is connected, else where it was last. The streams of an
+// Envoy without ADS may be on several servers: that of its listeners counts.
 func (p *plane) better(o *plane) bool {
 	if p.live() != o.live() {
 		return p.live()
+	}
+	if p.live() && p.settled() != o.settled() {
+		return p.settled()
 	}
 	return p.seen.After(o.seen)
 }

@@ -17,40 +17,70 @@ import (
 // consists of. Every group has one of it, of the group's name.
 const ManifestType = "type.googleapis.com/muster.v1.Manifest"
 
-// maxVariants bounds the listener variants that are kept per set. More are
+// maxVariants bounds the variants that are kept per set. More are
 // derived anew for each session that asks.
 const maxVariants = 64
 
-// variants are the sets derived from a set of listeners for data planes that
-// listen elsewhere.
+// variants are the sets derived from a set for data planes that listen elsewhere
+// or do not use ADS.
 type variants struct {
 	mu   sync.Mutex
-	sets map[compile.ListenOptions]*Set
+	sets map[any]*Set // by compile.ListenOptions and compile.Sources
+}
+
+// get returns the variant of a key, made when it is first asked for.
+func (v *variants) get(key any, derive func() *Set) *Set {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if s, ok := v.sets[key]; ok {
+		return s
+	}
+	s := derive()
+	if len(v.sets) < maxVariants {
+		if v.sets == nil {
+			v.sets = map[any]*Set{}
+		}
+		v.sets[key] = s
+	}
+	return s
 }
 
 // listening returns the set of listeners as a data plane needs it that listens
 // where listen says.
 func (t *Set) listening(listen compile.ListenOptions) *Set {
-	v := t.variants
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if s, ok := v.sets[listen]; ok {
-		return s
-	}
-	s := t.derive(t.version, func(r *Resource) ([]byte, uint64) {
-		body, err := compile.ListenerFor(r.Body, listen)
-		if err != nil {
-			return r.Body, r.Rev // not for us to judge: the data plane will
-		}
-		return body, r.Rev
+	return t.variants.get(listen, func() *Set {
+		return t.derive(t.version, func(r *Resource) ([]byte, uint64) {
+			body, err := compile.ListenerFor(r.Body, listen)
+			if err != nil {
+				return r.Body, r.Rev // not for us to judge: the data plane will
+			}
+			return body, r.Rev
+		})
 	})
-	if len(v.sets) < maxVariants {
-		if v.sets == nil {
-			v.sets = map[compile.ListenOptions]*Set{}
-		}
-		v.sets[listen] = s
-	}
-	return s
+}
+
+// sourced returns the set as a data plane needs it that does not use ADS. It costs
+// O(set) for each set that changed, whatever the number of such data planes.
+func (t *Set) sourced(typeURL string, from compile.Sources) *Set {
+	return t.variants.get(from, func() *Set {
+		return t.derive(t.version, func(r *Resource) ([]byte, uint64) {
+			if m := r.sourced.Load(); m != nil && m.from == from {
+				return m.body, r.Rev
+			}
+			body, err := compile.SourcedFrom(typeURL, r.Body, from)
+			if err != nil {
+				body = r.Body // not for us to judge: the data plane will
+			}
+			r.sourced.Store(&sourcedBody{from, body})
+			return body, r.Rev
+		})
+	})
+}
+
+// sourcedBody is a resource's body for data planes without ADS.
+type sourcedBody struct {
+	from compile.Sources
+	body []byte
 }
 
 // derive returns the set, of version to, with other bodies; body also tells at

@@ -3,6 +3,7 @@ package snapshot
 import (
 	"crypto/sha256"
 	"encoding/base64"
+	"sync/atomic"
 
 	"google.golang.org/protobuf/encoding/protowire"
 
@@ -33,6 +34,7 @@ type Resource struct {
 	content string // the content part of Version
 	print   fingerprint
 	digest  Digest
+	sourced atomic.Pointer[sourcedBody] // a cache
 }
 
 // Any returns the encoded google.protobuf.Any of the resource.
@@ -43,6 +45,15 @@ func (r *Resource) size() int { return len(r.head) + len(r.Encoded) }
 
 // appendTo appends the encoded message.
 func (r *Resource) appendTo(b []byte) []byte { return append(append(b, r.head...), r.Encoded...) }
+
+// at returns the resource as one that a revision changed.
+func (r *Resource) at(rev uint64) *Resource {
+	return &Resource{
+		Name: r.Name, TypeURL: r.TypeURL, Version: r.Version, Rev: rev,
+		Encoded: r.Encoded, Body: r.Body, Origins: r.Origins,
+		head: r.head, anyLen: r.anyLen, view: r.view, content: r.content, print: r.print, digest: r.digest,
+	}
+}
 
 // SameContent reports whether both are the same content. Nil is the content of
 // no resource.

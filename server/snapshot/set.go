@@ -231,9 +231,7 @@ func (t *Set) Holds(c Tally) (rev uint64, ok bool) {
 func (t *Set) rebase(l *lineage, v Version) *Set {
 	e := newSet(l, v.Epoch).edit(v)
 	for r := range t.All() {
-		c := *r
-		c.Rev = v.Revision
-		e.put(&c)
+		e.put(r.at(v.Revision))
 	}
 	if s := e.commit(newSet(l, v.Epoch)); s != nil {
 		return s

@@ -47,6 +47,9 @@ type View struct {
 	Listen compile.ListenOptions
 	// Relay is set for a relay, which sees the resources of all views, as RelayType.
 	Relay bool
+	// Sources is where the data plane asks for what resources refer to, when it does
+	// not use ADS.
+	Sources compile.Sources
 }
 
 // Empty returns a group's snapshot without any resource, of revision 0.
@@ -208,6 +211,10 @@ func (s *Snapshot) Set(typeURL string, view View) *Set {
 	}
 	set := k.view(view.Client)
 	switch {
+	case view.Sources != (compile.Sources{}) && compile.HasSources(typeURL):
+		from := view.Sources
+		view.Sources = compile.Sources{}
+		return s.Set(typeURL, view).sourced(typeURL, from)
 	case typeURL == compile.ListenerType && view.Listen != (compile.ListenOptions{}):
 		return set.listening(view.Listen)
 	case typeURL == compile.RouteConfigurationType && view.Client == compile.ViewSotW:

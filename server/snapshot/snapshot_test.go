@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
@@ -388,5 +390,49 @@ func TestTheManifestSaysWhatARevisionConsistsOf(t *testing.T) {
 	s3 := s2.Apply(Version{2, 7}, nil, nil)
 	if got := changes(s3.Set(ManifestType, view).Changes(s2.Set(ManifestType, view))); got != "+g" {
 		t.Errorf("to a revision without changes: %q", got)
+	}
+}
+
+// TestDataPlanesWithoutADSShareTheirVariant: the set is derived once, keeps its
+// versions' order, and what has no sources is what everyone has.
+func TestDataPlanesWithoutADSShareTheirVariant(t *testing.T) {
+	cluster := func(name, comment string) []byte {
+		b, err := proto.Marshal(&clusterv3.Cluster{
+			Name: name, AltStatName: comment, EdsClusterConfig: &clusterv3.Cluster_EdsClusterConfig{EdsConfig: &corev3.ConfigSource{
+				ConfigSourceSpecifier: &corev3.ConfigSource_Ads{Ads: &corev3.AggregatedConfigSource{}},
+			}},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	up := func(name, comment string) Upsert {
+		return Upsert{Key: compile.Key{TypeURL: compile.ClusterType, Name: name}, Body: cluster(name, comment)}
+	}
+	view := View{Client: compile.ViewDelta, Sources: compile.Sources{Cluster: "muster_xds"}}
+	one := Empty("g", 1).Apply(Version{1, 1}, []Upsert{up("a", ""), up("b", "")}, nil)
+	two := one.Apply(Version{1, 2}, []Upsert{up("b", "x")}, nil)
+	before, after := one.Set(compile.ClusterType, view), two.Set(compile.ClusterType, view)
+	if before != one.Set(compile.ClusterType, view) {
+		t.Error("it is derived again for each that asks")
+	}
+	r, _ := after.Get("b")
+	var m clusterv3.Cluster
+	if err := proto.Unmarshal(r.Body, &m); err != nil {
+		t.Fatal(err)
+	}
+	if got := m.GetEdsClusterConfig().GetEdsConfig().GetApiConfigSource().GetGrpcServices()[0].GetEnvoyGrpc().GetClusterName(); got != "muster_xds" {
+		t.Errorf("endpoints come from %q", got)
+	}
+	var changed []string
+	for name := range after.Changes(before) {
+		changed = append(changed, name)
+	}
+	if !slices.Equal(changed, []string{"b"}) {
+		t.Errorf("changed: %v, want b alone", changed)
+	}
+	if plain, _ := two.Set(compile.ClusterType, View{Client: compile.ViewDelta}).Get("b"); plain.SameContent(r) {
+		t.Error("those with ADS got the same")
 	}
 }

@@ -6,6 +6,7 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 
 	"github.com/musterhq/muster/resource"
+	"github.com/musterhq/muster/server/compile"
 	"github.com/musterhq/muster/server/snapshot"
 )
 
@@ -45,6 +46,13 @@ type Stream struct {
 	Address string
 	// ConnectedAt is when the stream's first request was accepted.
 	ConnectedAt time.Time
+}
+
+// Sole reports whether a data plane has one stream of this sort: of ADS, or of
+// one of the types that it subscribes to as a whole. Of the others an Envoy without
+// ADS has one per resource.
+func (s *Stream) Sole() bool {
+	return s.TypeURL == "" || s.TypeURL == compile.ClusterType || s.TypeURL == compile.ListenerType
 }
 
 // Observer is told what happens on streams. The calls of one stream come in

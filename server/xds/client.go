@@ -76,8 +76,29 @@ func clientOf(node *corev3.Node, delta bool) (client, error) {
 	c.ttl = slices.Contains(features, "xds.config.supports-resource-ttl")
 	c.wrapped = slices.Contains(features, "xds.config.resource-in-sotw")
 	var err error
-	c.view.Listen, err = listenOf(node)
+	if c.view.Listen, err = listenOf(node); err != nil {
+		return c, err
+	}
+	c.view.Sources, err = sourcesOf(node, delta)
 	return c, err
+}
+
+// maxClusterName bounds node.metadata["muster.xds_cluster"], in bytes.
+const maxClusterName = 128
+
+// sourcesOf reads node.metadata["muster.xds_cluster"]: the cluster of the
+// bootstrap that a data plane without ADS asks for everything.
+func sourcesOf(node *corev3.Node, delta bool) (compile.Sources, error) {
+	value, ok := node.GetMetadata().GetFields()["muster.xds_cluster"]
+	if !ok {
+		return compile.Sources{}, nil
+	}
+	name := value.GetStringValue()
+	if name == "" || len(name) > maxClusterName {
+		return compile.Sources{}, status.Errorf(codes.InvalidArgument,
+			"node metadata muster.xds_cluster must be the name of a cluster, of %d bytes at most", maxClusterName)
+	}
+	return compile.Sources{Cluster: name, SotW: !delta}, nil
 }
 
 // listenOf reads node.metadata["muster.listen"]: where the data plane listens.

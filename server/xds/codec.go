@@ -2,7 +2,7 @@ package xds
 
 import (
 	"google.golang.org/grpc/encoding"
-	_ "google.golang.org/grpc/encoding/gzip" // for clients that ask for it: relays on slow links
+	_ "google.golang.org/grpc/encoding/gzip"  // for clients that ask for it: relays on slow links
 	_ "google.golang.org/grpc/encoding/proto" // the codec of everything that is not ours
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/encoding/protowire"

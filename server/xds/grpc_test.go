@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -17,6 +18,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/musterhq/muster/server/compile"
 	"github.com/musterhq/muster/server/snapshot"
@@ -308,6 +310,71 @@ func TestEveryPerTypeServiceAnswers(t *testing.T) {
 				t.Errorf("response: %v", resp)
 			}
 		})
+	}
+}
+
+// An Envoy without ADS has a stream for each cluster's endpoints, all of one node.
+func TestAnEnvoyWithoutADSHasAStreamPerResource(t *testing.T) {
+	f := serve(t, Config{})
+	f.publish(compile.EndpointType, map[string]string{"a": "1", "b": "1"})
+	f.publish(compile.ClusterType, map[string]string{"a": "1"})
+	cc := f.dial()
+	open := func(typeURL string, names ...string) grpc.ClientStream {
+		svc := services[slices.IndexFunc(services, func(s service) bool { return s.typeURL == typeURL })]
+		s, err := cc.NewStream(testContext(t), &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, "/"+svc.name+"/"+svc.delta)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.SendMsg(&discoveryv3.DeltaDiscoveryRequest{Node: node("a"), TypeUrl: typeURL, ResourceNamesSubscribe: names}); err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	next := func(s grpc.ClientStream) (string, error) {
+		var r discoveryv3.DeltaDiscoveryResponse
+		if err := s.RecvMsg(&r); err != nil {
+			return "", err
+		}
+		return r.GetResources()[0].GetName(), s.SendMsg(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: r.GetTypeUrl(), ResponseNonce: r.GetNonce()})
+	}
+	a, b := open(compile.EndpointType, "a"), open(compile.EndpointType, "b")
+	first := open(compile.ClusterType)
+	for _, s := range []grpc.ClientStream{a, b, first} {
+		if _, err := next(s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f.publish(compile.EndpointType, map[string]string{"a": "2", "b": "2"})
+	for want, s := range map[string]grpc.ClientStream{"a": a, "b": b} {
+		if name, err := next(s); err != nil || name != want {
+			t.Errorf("the stream of %s got %q, %v", want, name, err)
+		}
+	}
+	// Of the types that are subscribed to as a whole there is one.
+	second := open(compile.ClusterType)
+	if _, err := next(second); err != nil {
+		t.Error(err)
+	}
+	if _, err := next(first); status.Code(err) != codes.Aborted {
+		t.Errorf("the earlier stream of clusters ended with %v", err)
+	}
+}
+
+func TestWhereADataPlaneWithoutADSAsksIsChecked(t *testing.T) {
+	for _, bad := range []any{"", strings.Repeat("x", 129), 1.0, nil} {
+		metadata, err := structpb.NewStruct(map[string]any{"muster.xds_cluster": bad})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := clientOf(&corev3.Node{Metadata: metadata}, true); status.Code(err) != codes.InvalidArgument {
+			t.Errorf("%v: %v", bad, err)
+		}
+	}
+	metadata, _ := structpb.NewStruct(map[string]any{"muster.xds_cluster": "xds"})
+	for _, delta := range []bool{true, false} {
+		if c, err := clientOf(&corev3.Node{Metadata: metadata}, delta); err != nil || c.view.Sources != (compile.Sources{Cluster: "xds", SotW: !delta}) {
+			t.Errorf("delta %v: %+v, %v", delta, c.view, err)
+		}
 	}
 }
 

@@ -162,8 +162,8 @@ func (s *Server) admit(st *stream) error {
 
 // enter makes a stream the live one of its data plane; the newest wins.
 func (s *Server) enter(st *stream, info *Stream, f family) error {
-	if f == grpcClient {
-		return nil // has a stream per target, of one node id
+	if f == grpcClient || !info.Sole() {
+		return nil // has a stream per target or resource, of one node id
 	}
 	key := nodeKey{info.Group, info.Node, st.method}
 	s.mu.Lock()

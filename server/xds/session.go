@@ -142,7 +142,7 @@ func (s *session) deadline() time.Time {
 		earliest(s.until)
 	}
 	settled := s.began.Add(s.cfg.timing.Settle)
-	if s.released == nil && s.awaitsClusters(settled.Add(-1)) {
+	if s.released == nil && (s.awaitsClusters(settled.Add(-1)) || s.awaitsEndpoints(settled.Add(-1))) {
 		earliest(settled)
 	}
 	for _, t := range s.tracks {
@@ -343,7 +343,7 @@ func (s *session) anyBusy() bool {
 func (s *session) release(now time.Time) {
 	to := s.newest
 	cds := s.find(compile.ClusterType)
-	if s.awaitsClusters(now) {
+	if s.awaitsClusters(now) || s.released == nil && s.awaitsEndpoints(now) {
 		return
 	}
 	if cds != nil && (cds.at == nil || cds.at != s.newest && !cds.held.Same(s.newest.Set(cds.typeURL, s.client.view))) {
@@ -362,6 +362,20 @@ func (s *session) release(now time.Time) {
 func (s *session) awaitsClusters(now time.Time) bool {
 	return s.client.family == envoyClient && s.resumed && s.only == "" &&
 		s.find(compile.ClusterType) == nil && now.Before(s.began.Add(s.cfg.timing.Settle))
+}
+
+// awaitsEndpoints reports whether an Envoy that came back is still to get endpoints.
+// Where its last stream broke between a cluster and the cluster's endpoints it shows
+// the cluster like any other, and only its request for endpoints tells.
+func (s *session) awaitsEndpoints(now time.Time) bool {
+	if s.client.family != envoyClient || !s.resumed || s.only != "" || !now.Before(s.began.Add(s.cfg.timing.Settle)) {
+		return false
+	}
+	eds := s.find(compile.EndpointType)
+	if eds == nil {
+		return s.newest.Set(compile.EndpointType, s.client.view).Len() > 0
+	}
+	return len(eds.answers) > 0 || len(eds.queue) > 0
 }
 
 // allowed returns the snapshot that a type may be brought to; nil is "wait".

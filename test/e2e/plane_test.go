@@ -122,12 +122,16 @@ type plane struct {
 	envoy *envoy.Process // nil for the embedded gateway
 }
 
-// planes starts an Envoy of each version and an embedded gateway in a group.
+// planes starts an Envoy of each version and an embedded gateway in a group. An
+// Envoy without ADS is not among them: nothing orders what it is sent, so that
+// changes may fail requests.
 func (s *site) planes(t *testing.T, group string) []*plane {
 	t.Helper()
 	var all []*plane
 	for _, binary := range envoys {
-		all = append(all, s.startEnvoy(t, group, binary))
+		if !binary.PerType {
+			all = append(all, s.startEnvoy(t, group, binary))
+		}
 	}
 	return append(all, s.startGateway(t, group))
 }
@@ -154,9 +158,13 @@ func (s *site) startEnvoy(t *testing.T, group string, binary envoy.Binary) *plan
 		"--http-port", strconv.Itoa(port[0]),
 		"--https-port", strconv.Itoa(port[1]),
 		"--admin-port", strconv.Itoa(port[2]),
+		"--xds-address", strings.Join(s.XDSAddrs, ","),
 	}
 	if binary.SotW {
 		args = append(args, "--sotw")
+	}
+	if binary.PerType {
+		args = append(args, "--per-type")
 	}
 	bootstrap, err := s.CLI(t.Context(), "", args...)
 	if err != nil {

@@ -30,6 +30,8 @@ const xdsCluster = "muster_xds"
 const (
 	MetadataGroup  = "muster.group"
 	MetadataListen = "muster.listen"
+	// MetadataCluster names the cluster that an Envoy without ADS asks.
+	MetadataCluster = "muster.xds_cluster"
 )
 
 // Envoy describes one Envoy.
@@ -44,6 +46,11 @@ type Envoy struct {
 	// SotW selects state of the world instead of delta. It costs more bytes, and
 	// virtual hosts come inside the route configuration.
 	SotW bool
+	// PerType selects a stream for each type, and for most types one for each
+	// resource, instead of one for everything (ADS). Nothing orders what goes on
+	// different streams: a change that ADS makes without a failed request may
+	// fail some. It is for an Envoy whose ADS is another control plane's.
+	PerType bool
 	// AdminPort is where Envoy's admin interface listens, on 127.0.0.1; 0 picks one.
 	AdminPort int
 	// ListenAddress, HTTPPort and HTTPSPort replace the group's own 0.0.0.0, 9080
@@ -86,6 +93,9 @@ func (e Envoy) message() (*bootstrapv3.Bootstrap, error) {
 	if listen := e.listen(); len(listen) > 0 {
 		metadata[MetadataListen] = listen
 	}
+	if e.PerType {
+		metadata[MetadataCluster] = xdsCluster
+	}
 	meta, err := structpb.NewStruct(metadata)
 	if err != nil {
 		return nil, fmt.Errorf("envoy bootstrap: %w", err)
@@ -94,39 +104,48 @@ func (e Envoy) message() (*bootstrapv3.Bootstrap, error) {
 	if err != nil {
 		return nil, err
 	}
-	ads := &corev3.ConfigSource{
-		ResourceApiVersion:    corev3.ApiVersion_V3,
-		ConfigSourceSpecifier: &corev3.ConfigSource_Ads{Ads: &corev3.AggregatedConfigSource{}},
-	}
 	apiType := corev3.ApiConfigSource_DELTA_GRPC
 	if e.SotW {
 		apiType = corev3.ApiConfigSource_GRPC
+	}
+	api := &corev3.ApiConfigSource{
+		ApiType:                   apiType,
+		TransportApiVersion:       corev3.ApiVersion_V3,
+		SetNodeOnFirstMessageOnly: true,
+		GrpcServices: []*corev3.GrpcService{{
+			TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{
+				EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{
+					ClusterName: xdsCluster,
+					// Envoy waits longer after each try, up to half a minute, and forgets
+					// that with the next response only; to one that comes back and has
+					// everything a server has nothing to say.
+					RetryPolicy: &corev3.RetryPolicy{RetryBackOff: &corev3.BackoffStrategy{
+						BaseInterval: durationpb.New(500 * time.Millisecond), MaxInterval: durationpb.New(5 * time.Second),
+					}},
+				},
+			},
+		}},
+		// Bounds what an Envoy that refuses everything can send, far above
+		// what acknowledgements need.
+		RateLimitSettings: &corev3.RateLimitSettings{
+			MaxTokens: wrapperspb.UInt32(1000),
+			FillRate:  wrapperspb.Double(200),
+		},
+	}
+	source := &corev3.ConfigSource{ResourceApiVersion: corev3.ApiVersion_V3}
+	dynamic := &bootstrapv3.Bootstrap_DynamicResources{CdsConfig: source, LdsConfig: source}
+	if e.PerType {
+		source.ConfigSourceSpecifier = &corev3.ConfigSource_ApiConfigSource{ApiConfigSource: api}
+	} else {
+		source.ConfigSourceSpecifier = &corev3.ConfigSource_Ads{Ads: &corev3.AggregatedConfigSource{}}
+		dynamic.AdsConfig = api
 	}
 	return &bootstrapv3.Bootstrap{
 		Node: &corev3.Node{Id: e.NodeID, Cluster: e.Group, Metadata: meta},
 		Admin: &bootstrapv3.Admin{
 			Address: socketAddress("127.0.0.1", e.AdminPort),
 		},
-		DynamicResources: &bootstrapv3.Bootstrap_DynamicResources{
-			AdsConfig: &corev3.ApiConfigSource{
-				ApiType:                   apiType,
-				TransportApiVersion:       corev3.ApiVersion_V3,
-				SetNodeOnFirstMessageOnly: true,
-				GrpcServices: []*corev3.GrpcService{{
-					TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{
-						EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: xdsCluster},
-					},
-				}},
-				// Bounds what an Envoy that refuses everything can send, far above
-				// what acknowledgements need.
-				RateLimitSettings: &corev3.RateLimitSettings{
-					MaxTokens: wrapperspb.UInt32(1000),
-					FillRate:  wrapperspb.Double(200),
-				},
-			},
-			CdsConfig: ads,
-			LdsConfig: ads,
-		},
+		DynamicResources: dynamic,
 		StaticResources: &bootstrapv3.Bootstrap_StaticResources{
 			Clusters: []*clusterv3.Cluster{servers},
 		},
@@ -202,12 +221,33 @@ func (e Envoy) servers() (*clusterv3.Cluster, error) {
 			"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": http2,
 		},
 	}
+	if e.PerType && len(endpoints) > 1 {
+		e.oneAtATime(cluster, endpoints)
+	}
 	if e.TLS != nil {
 		if cluster.TransportSocket, err = e.TLS.transportSocket(e.Servers); err != nil {
 			return nil, err
 		}
 	}
 	return cluster, nil
+}
+
+// oneAtATime keeps all streams of an Envoy without ADS on the first server that
+// is there: what a server knows of a data plane is what its streams there tell.
+func (e Envoy) oneAtATime(cluster *clusterv3.Cluster, endpoints []*endpointv3.LbEndpoint) {
+	cluster.LoadAssignment.Endpoints = nil
+	for i, ep := range endpoints {
+		cluster.LoadAssignment.Endpoints = append(cluster.LoadAssignment.Endpoints, &endpointv3.LocalityLbEndpoints{
+			Priority: uint32(i), LbEndpoints: []*endpointv3.LbEndpoint{ep},
+		})
+	}
+	cluster.HealthChecks = []*corev3.HealthCheck{{
+		Timeout: durationpb.New(2 * time.Second), Interval: durationpb.New(2 * time.Second),
+		// The first checks come before the first stream, and would be a minute apart.
+		NoTrafficInterval:  durationpb.New(2 * time.Second),
+		UnhealthyThreshold: wrapperspb.UInt32(1), HealthyThreshold: wrapperspb.UInt32(1),
+		HealthChecker: &corev3.HealthCheck_TcpHealthCheck_{TcpHealthCheck: &corev3.HealthCheck_TcpHealthCheck{}},
+	}}
 }
 
 func (t *TLS) transportSocket(servers []string) (*corev3.TransportSocket, error) {

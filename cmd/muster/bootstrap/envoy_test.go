@@ -64,6 +64,28 @@ func TestListenOptionsTravelInTheNodesMetadata(t *testing.T) {
 	}
 }
 
+// Without ADS each type is asked for by itself, of one server as long as it is there.
+func TestAnEnvoyWithoutADSTellsTheServerWhereItAsks(t *testing.T) {
+	b := read(t, Envoy{Group: "g", NodeID: "n", Servers: []string{"127.0.0.1:1", "127.0.0.1:2"}, PerType: true})
+	if name := b.GetNode().GetMetadata().GetFields()[MetadataCluster].GetStringValue(); name != xdsCluster {
+		t.Errorf("the metadata names the cluster %q", name)
+	}
+	d := b.GetDynamicResources()
+	if d.GetAdsConfig() != nil {
+		t.Error("there is ADS")
+	}
+	for name, source := range map[string]*corev3.ConfigSource{"clusters": d.GetCdsConfig(), "listeners": d.GetLdsConfig()} {
+		if got := source.GetApiConfigSource().GetApiType(); got != corev3.ApiConfigSource_DELTA_GRPC {
+			t.Errorf("%s come by %v", name, got)
+		}
+	}
+	servers := b.GetStaticResources().GetClusters()[0]
+	ends := servers.GetLoadAssignment().GetEndpoints()
+	if len(ends) != 2 || ends[0].GetPriority() != 0 || ends[1].GetPriority() != 1 || len(servers.GetHealthChecks()) != 1 {
+		t.Errorf("the servers are not one behind the other: %v", servers)
+	}
+}
+
 func TestEnvoyAcceptsOnlyAServerOfTheNameItDialled(t *testing.T) {
 	b := read(t, Envoy{
 		Group: "g", NodeID: "n", Servers: []string{"a.example.com:7943", "10.0.0.1:7943"},

@@ -43,6 +43,7 @@ xDS address is the admin address's host and the port 500 above, unless
 	fl := cmd.Flags()
 	fl.StringVar(&e.NodeID, "node-id", "", "the data plane's id (default envoy-HOSTNAME, with the port when --http-port is given)")
 	fl.BoolVar(&e.SotW, "sotw", false, "state of the world instead of delta")
+	fl.BoolVar(&e.PerType, "per-type", false, "a stream for each type instead of one for all (ADS); nothing is ordered then")
 	fl.IntVar(&e.HTTPPort, "http-port", 0, "HTTP port (default 9080)")
 	fl.IntVar(&e.HTTPSPort, "https-port", 0, "HTTPS port (default 9443)")
 	fl.StringVar(&e.ListenAddress, "listen-address", "", "address to serve on (default 0.0.0.0)")

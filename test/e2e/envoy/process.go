@@ -17,22 +17,28 @@ import (
 // Binary is an Envoy that is there to be run.
 type Binary struct {
 	Version, Path string
-	// SotW says that it is to speak the state-of-the-world protocol.
-	SotW bool
+	// SotW says that it is to speak the state-of-the-world protocol, PerType that it
+	// is to have a stream of each type in place of one of ADS.
+	SotW, PerType bool
 }
 
 // Name is the version, with the protocol when it is not delta.
 func (b Binary) Name() string {
+	name := b.Version
 	if b.SotW {
-		return b.Version + sotwSuffix
+		name += sotwSuffix
 	}
-	return b.Version
+	if b.PerType {
+		name += perTypeSuffix
+	}
+	return name
 }
 
-const sotwSuffix = "-sotw"
+const sotwSuffix, perTypeSuffix = "-sotw", "-pertype"
 
 // BinariesVariable names what `make e2e` sets: version=path pairs, separated by
-// spaces. A version that ends in -sotw speaks the state-of-the-world protocol.
+// spaces. A version that ends in -sotw speaks the state-of-the-world protocol, one that
+// ends in -pertype has a stream of each type.
 const BinariesVariable = "MUSTER_E2E_ENVOYS"
 
 // Binaries reads BinariesVariable; the first is the one for tests that need only one.
@@ -46,8 +52,9 @@ func Binaries() ([]Binary, error) {
 		if _, err := os.Stat(path); err != nil {
 			return nil, fmt.Errorf("envoy %s: %w", version, err)
 		}
+		version, perType := strings.CutSuffix(version, perTypeSuffix)
 		version, sotw := strings.CutSuffix(version, sotwSuffix)
-		all = append(all, Binary{Version: version, Path: path, SotW: sotw})
+		all = append(all, Binary{Version: version, Path: path, SotW: sotw, PerType: perType})
 	}
 	if len(all) == 0 {
 		return nil, fmt.Errorf("%s is not set: run these tests by make e2e", BinariesVariable)
