@@ -150,6 +150,9 @@ func (s *Service) SaveSnapshot(_ *musterv1.SaveSnapshotRequest, stream grpc.Serv
 	if err == nil {
 		err = w.Flush()
 	}
+	if err != nil && ctx.Err() != nil {
+		err = ctx.Err() // the caller went away; what Send says of it is no failure of ours
+	}
 	if err != nil {
 		return toStatus(err)
 	}

@@ -98,7 +98,9 @@ func toStatus(err error) error {
 	if err == nil {
 		return nil
 	}
-	if _, ok := status.FromError(err); ok {
+	// Only a status itself: one that an error wraps is what another server said to
+	// this one, and would say to the caller what is not so.
+	if _, ok := err.(interface{ GRPCStatus() *status.Status }); ok {
 		return err
 	}
 	m := classify(err)
@@ -187,6 +189,10 @@ func classifyStore(err error) mapped {
 	retry := []protoadapt.MessageV2{&errdetails.RetryInfo{RetryDelay: durationpb.New(200 * time.Millisecond)}}
 	var notLeader *raftstore.NotLeaderError
 	switch {
+	case errors.Is(err, raftstore.ErrUnknown):
+		// First, whatever else the error wraps. Not Unavailable: clients retry that by
+		// themselves, and without a request_id a retry could do the work twice.
+		return mapped{codes.Unknown, ReasonOutcomeUnknown, msg, nil, nil}
 	case errors.As(err, &notLeader):
 		return mapped{codes.Unavailable, ReasonNotLeader, msg, map[string]string{"leader": notLeader.Leader}, retry}
 	case errors.Is(err, raftstore.ErrNoLeader):
@@ -204,10 +210,6 @@ func classifyStore(err error) mapped {
 	case errors.Is(err, raftstore.ErrTooLarge):
 		v := []violation{{code: resource.CodeTooLarge, message: msg, hint: "split the transaction"}}
 		return mapped{codes.InvalidArgument, ReasonInvalid, msg, nil, badRequest(v)}
-	case errors.Is(err, raftstore.ErrUnknown):
-		// Not Unavailable: clients retry that by themselves, and without a
-		// request_id a retry could do the work twice.
-		return mapped{codes.Unknown, ReasonOutcomeUnknown, msg, nil, nil}
 	case errors.Is(err, context.DeadlineExceeded):
 		return mapped{codes.DeadlineExceeded, ReasonOutcomeUnknown, msg, nil, nil}
 	case errors.Is(err, context.Canceled):

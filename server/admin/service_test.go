@@ -267,6 +267,12 @@ func TestWhatTheStoreSaysBecomesAStatus(t *testing.T) {
 		{&raftstore.DiskFullError{Dir: "/d"}, codes.ResourceExhausted, ReasonDiskFull},
 		{raftstore.ErrTooLarge, codes.InvalidArgument, ReasonInvalid},
 		{fmt.Errorf("x: %w", raftstore.ErrUnknown), codes.Unknown, ReasonOutcomeUnknown},
+		// A connection to the leader that broke, or a store that stopped, midway: as
+		// Unavailable it would be tried again by clients without a request_id.
+		{fmt.Errorf("%w: %w", raftstore.ErrUnknown, status.Error(codes.Unavailable, "broken")), codes.Unknown, ReasonOutcomeUnknown},
+		{fmt.Errorf("%w: %w", raftstore.ErrUnknown, raftstore.ErrStopped), codes.Unknown, ReasonOutcomeUnknown},
+		{fmt.Errorf("%w: %w", raftstore.ErrNoLeader, status.Error(codes.Canceled, "x")), codes.Unavailable, ReasonNoLeader},
+		{fmt.Errorf("%w: %w", raftstore.ErrRefused, status.Error(codes.PermissionDenied, "x")), codes.FailedPrecondition, ReasonRefused},
 		{context.DeadlineExceeded, codes.DeadlineExceeded, ReasonOutcomeUnknown},
 		{errors.New("odd"), codes.Internal, ReasonInternal},
 		{&state.RevisionConflict{Group: "g"}, codes.Aborted, ReasonRevisionConflict},
