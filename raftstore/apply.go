@@ -37,19 +37,33 @@ func (s *Store) Apply(ctx context.Context, cmd *musterv1.Command) (state.Result,
 	if err != nil {
 		return state.Result{}, err
 	}
+	return persist(cmd.GetRequestId() != "",
+		func() (state.Result, error) { return s.applyOnce(ctx, entry) },
+		func(attempt int) error { return s.pause(ctx, attempt) })
+}
+
+// persist makes attempts until one says something definite. Once the outcome of
+// one is not known, only an answer to the command itself is definite: whatever
+// keeps a later attempt from being made says nothing of the earlier one.
+func persist(repeatable bool, once func() (state.Result, error), pause func(attempt int) error) (state.Result, error) {
 	var unknown error
 	for attempt := 0; ; attempt++ {
-		result, err := s.applyOnce(ctx, entry)
+		result, err := once()
 		switch {
+		case err == nil:
+			return result, nil
 		case errors.Is(err, ErrUnknown):
-			if cmd.GetRequestId() == "" {
+			if !repeatable {
 				return state.Result{}, err
 			}
 			unknown = err
-		case !errors.Is(err, ErrNotLeader) && !errors.Is(err, ErrNoLeader) && !errors.Is(err, errHandingOver):
-			return result, err
+		case errors.Is(err, ErrNotLeader), errors.Is(err, ErrNoLeader), errors.Is(err, errHandingOver):
+		case unknown != nil && !errors.Is(err, ErrPoison):
+			return state.Result{}, unknown
+		default:
+			return state.Result{}, err
 		}
-		if stopErr := s.pause(ctx, attempt); stopErr != nil {
+		if stopErr := pause(attempt); stopErr != nil {
 			if unknown != nil {
 				return state.Result{}, unknown
 			}

@@ -126,8 +126,10 @@ func (f *fsm) apply(s *state.State, index uint64, data []byte) (*state.State, ap
 	}
 	next, result, err := safely(s, cmd)
 	if err != nil {
+		// The panic's own words and the stack are for the log: whoever sent the
+		// command has no use for them, and they may hold what others sent.
 		f.logger.Error("a command made the state machine panic and was passed over", "index", index, "error", err)
-		return s, applied{err: err}
+		return s, applied{err: ErrPoison}
 	}
 	return next, applied{result: result}
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"strings"
 	"testing"
 
 	"github.com/hashicorp/raft"
@@ -138,7 +139,11 @@ func TestAPoisonedEntryIsPassedOver(t *testing.T) {
 }
 
 func TestAPanicOfTheStateMachineChangesNothing(t *testing.T) {
+	f, _, _ := testFSM(t)
 	// A nil state panics like a bug would.
+	if _, a := f.apply(nil, 1, entry(t, 1, createGroup("g")).Data); !errors.Is(a.err, ErrPoison) || strings.Contains(a.err.Error(), "goroutine") {
+		t.Fatalf("the sender is told the stack: %v", a.err)
+	}
 	if _, _, err := safely(nil, createGroup("g")); !errors.Is(err, ErrPoison) {
 		t.Errorf("got %v", err)
 	}
