@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 
 	"github.com/musterhq/muster/raftstore/state"
 )
@@ -16,9 +17,10 @@ import (
 // SHA-256 covers the ones before it; nothing follows it.
 const snapshotMagic = "muster-snapshot-1\n"
 
-// maxRecord bounds one record, in bytes: a revision holds a command's bodies
-// before and after.
-const maxRecord = 4 * MaxCommand
+// maxRecord bounds one record, in bytes, by what a protobuf message can be. A
+// revision holds the bodies before and after of all that it changed: a command
+// that deletes by id, or rolls back, may be tiny and its record the whole group.
+const maxRecord = math.MaxInt32
 
 // writeSnapshot writes the state as a snapshot file.
 func writeSnapshot(w io.Writer, s *state.State) error {
@@ -29,6 +31,10 @@ func writeSnapshot(w io.Writer, s *state.State) error {
 	for record, err := range s.Encoded() {
 		if err != nil {
 			return fmt.Errorf("encode snapshot: %w", err)
+		}
+		if len(record) > maxRecord {
+			// Better no snapshot than one that nobody can read.
+			return fmt.Errorf("encode snapshot: a record has %d bytes, %d are allowed", len(record), maxRecord)
 		}
 		if _, err := w.Write(binary.AppendUvarint(length[:0], uint64(len(record)))); err != nil {
 			return fmt.Errorf("write snapshot: %w", err)
