@@ -3,8 +3,11 @@ package faultfs
 import (
 	"context"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 
@@ -23,10 +26,30 @@ type FS struct {
 	// failing is how many more writes fail, with errno.
 	failing int
 	errno   syscall.Errno
+	// match, when set, is the armed breakpoint; hit is where it reports.
+	match func(Event) bool
+	hit   chan Event
 	// unsynced holds, by file, how to undo the writes since the last fsync.
 	unsynced map[uint64][]undo
 	// writes counts the writes that succeeded, syncs the fsyncs.
 	writes, syncs int
+}
+
+// Op is a kind of operation that changes a disk.
+type Op string
+
+// What a disk does.
+const (
+	OpWrite  Op = "write" // truncations and new files, too
+	OpSync   Op = "sync"
+	OpRename Op = "rename"
+)
+
+// Event is an operation that is about to be carried out.
+type Event struct {
+	Op Op
+	// Path is relative to the mount; of a rename, the old name.
+	Path string
 }
 
 // undo restores what one write or truncation replaced.
@@ -81,10 +104,20 @@ func (f *FS) Hang() {
 	}
 }
 
-// Resume ends a Hang.
+// Break hangs the disk just before the first operation that match accepts, and
+// sends that on the channel. Resume ends it, met or not.
+func (f *FS) Break(match func(Event) bool) <-chan Event {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.match, f.hit = match, make(chan Event, 1)
+	return f.hit
+}
+
+// Resume ends a Hang, and a Break.
 func (f *FS) Resume() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.match = nil
 	if f.hung != nil {
 		close(f.hung)
 		f.hung = nil
@@ -124,7 +157,8 @@ func (f *FS) Counts() (writes, syncs int) {
 func (f *FS) PowerCut(rng *rand.Rand) (lost int, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for ino, list := range f.unsynced {
+	for _, ino := range slices.Sorted(maps.Keys(f.unsynced)) { // in order, so that rng decides alike
+		list := f.unsynced[ino]
 		keep := rng.IntN(len(list) + 1)
 		for i := len(list) - 1; i >= keep; i-- {
 			torn := 0
@@ -164,8 +198,17 @@ func (u undo) revert(torn int) error {
 }
 
 // wait returns when the disk does not hang, or EINTR when the caller gave up.
-func (f *FS) wait(ctx context.Context) syscall.Errno {
+func (f *FS) wait(ctx context.Context, op Op, path string) syscall.Errno {
 	f.mu.Lock()
+	if f.match != nil {
+		if rel, err := filepath.Rel(f.backing, path); err == nil && f.match(Event{op, rel}) {
+			f.hit <- Event{op, rel}
+			f.match = nil
+			if f.hung == nil {
+				f.hung = make(chan struct{})
+			}
+		}
+	}
 	hung := f.hung
 	f.mu.Unlock()
 	if hung == nil {

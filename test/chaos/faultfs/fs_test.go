@@ -103,6 +103,28 @@ func TestAHungDiskHoldsWritesUntilItResumes(t *testing.T) {
 	}
 }
 
+func TestABreakpointStopsTheDiskJustBeforeTheOperation(t *testing.T) {
+	f, point := mount(t)
+	path := filepath.Join(point, "a")
+	write(t, path, []byte("x"), 0, true)
+	hit := f.Break(func(e Event) bool { return e.Op == OpRename && e.Path == "a" })
+	write(t, path, []byte("y"), 0, true)
+	done := make(chan error, 1)
+	go func() { done <- os.Rename(path, filepath.Join(point, "b")) }()
+	select {
+	case <-hit:
+	case <-time.After(5 * time.Second):
+		t.Fatal("the breakpoint was not met")
+	}
+	if _, err := os.Stat(filepath.Join(f.backing, "b")); !os.IsNotExist(err) {
+		t.Fatalf("the rename was carried out before Resume: %v", err)
+	}
+	f.Resume()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestAFullDiskRefusesWritesAndRecovers(t *testing.T) {
 	f, point := mount(t)
 	path := filepath.Join(point, "a")

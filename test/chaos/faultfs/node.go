@@ -24,6 +24,7 @@ var (
 	_ fs.NodeSetattrer = (*node)(nil)
 	_ fs.NodeStatfser  = (*node)(nil)
 	_ fs.NodeFsyncer   = (*node)(nil)
+	_ fs.NodeRenamer   = (*node)(nil)
 )
 
 func (n *node) path() string {
@@ -49,13 +50,13 @@ func accessMode(flags uint32) int {
 
 // Create implements fs.NodeCreater.
 func (n *node) Create(ctx context.Context, name string, flags, mode uint32, out *fuse.EntryOut) (*fs.Inode, fs.FileHandle, uint32, syscall.Errno) {
-	if errno := n.disk.wait(ctx); errno != 0 {
+	path := filepath.Join(n.path(), name)
+	if errno := n.disk.wait(ctx, OpWrite, path); errno != 0 {
 		return nil, nil, 0, errno
 	}
 	if errno := n.disk.admit(); errno != 0 {
 		return nil, nil, 0, errno
 	}
-	path := filepath.Join(n.path(), name)
 	f, err := os.OpenFile(path, int(flags)&^(syscall.O_APPEND|syscall.O_ACCMODE)|syscall.O_RDWR|syscall.O_CREAT, os.FileMode(mode).Perm())
 	if err != nil {
 		return nil, nil, 0, fs.ToErrno(err)
@@ -76,7 +77,7 @@ func (n *node) Create(ctx context.Context, name string, flags, mode uint32, out 
 // Setattr implements fs.NodeSetattrer: a truncation can be undone like a write.
 func (n *node) Setattr(ctx context.Context, h fs.FileHandle, in *fuse.SetAttrIn, out *fuse.AttrOut) syscall.Errno {
 	if size, ok := in.GetSize(); ok {
-		if errno := n.disk.wait(ctx); errno != 0 {
+		if errno := n.disk.wait(ctx, OpWrite, n.path()); errno != 0 {
 			return errno
 		}
 		if errno := n.disk.admit(); errno != 0 {
@@ -128,7 +129,18 @@ func (n *node) Fsync(ctx context.Context, h fs.FileHandle, _ uint32) syscall.Err
 	if f, ok := h.(*file); ok {
 		return f.Fsync(ctx, 0)
 	}
-	return n.disk.wait(ctx)
+	return n.disk.wait(ctx, OpSync, n.path())
+}
+
+// Rename implements fs.NodeRenamer.
+func (n *node) Rename(ctx context.Context, name string, newParent fs.InodeEmbedder, newName string, flags uint32) syscall.Errno {
+	if errno := n.disk.wait(ctx, OpRename, filepath.Join(n.path(), name)); errno != 0 {
+		return errno
+	}
+	if errno := n.disk.admit(); errno != 0 {
+		return errno
+	}
+	return n.LoopbackNode.Rename(ctx, name, newParent, newName, flags)
 }
 
 // file is an open file.
@@ -156,7 +168,7 @@ func (h *file) Read(_ context.Context, dest []byte, off int64) (fuse.ReadResult,
 
 func (h *file) Write(ctx context.Context, data []byte, off int64) (uint32, syscall.Errno) {
 	disk := h.node.disk
-	if errno := disk.wait(ctx); errno != 0 {
+	if errno := disk.wait(ctx, OpWrite, h.f.Name()); errno != 0 {
 		return 0, errno
 	}
 	if errno := disk.admit(); errno != 0 {
@@ -184,7 +196,7 @@ func (h *file) Write(ctx context.Context, data []byte, off int64) (uint32, sysca
 // Fsync makes the file's writes survive a PowerCut. The backing file itself is
 // not fsynced: what matters is the mount's own books.
 func (h *file) Fsync(ctx context.Context, _ uint32) syscall.Errno {
-	if errno := h.node.disk.wait(ctx); errno != 0 {
+	if errno := h.node.disk.wait(ctx, OpSync, h.f.Name()); errno != 0 {
 		return errno
 	}
 	h.node.disk.synced(h.node.StableAttr().Ino)

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"math/big"
 	"net"
+	"net/url"
 	"sync"
 	"time"
 )
@@ -95,7 +96,15 @@ func (a *Authority) Fresh(name string) (*Leaf, error) {
 	return a.issue(name)
 }
 
-func (a *Authority) issue(name string) (*Leaf, error) {
+// Identity returns a new certificate for name that carries URIs, such as SPIFFE
+// ids, too.
+func (a *Authority) Identity(name string, uris ...*url.URL) (*Leaf, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.issue(name, uris...)
+}
+
+func (a *Authority) issue(name string, uris ...*url.URL) (*Leaf, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, err
@@ -108,6 +117,7 @@ func (a *Authority) issue(name string) (*Leaf, error) {
 		NotAfter:     time.Now().Add(12 * time.Hour),
 		KeyUsage:     x509.KeyUsageDigitalSignature,
 		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+		URIs:         uris,
 	}
 	if ip := net.ParseIP(name); ip != nil {
 		template.IPAddresses = []net.IP{ip}
