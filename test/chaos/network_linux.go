@@ -74,27 +74,27 @@ func (w *world) partitioned(ctx context.Context, long time.Duration, cut func(le
 }
 
 func cutLeader(ctx context.Context, w *world, random *rand.Rand) error {
-	return w.partitioned(ctx, between(random, 500*time.Millisecond, 4*time.Second), func(leader *node, _ []*node) map[*node]netlab.Rules {
+	return w.partitioned(ctx, between(random, 500*time.Millisecond, 2500*time.Millisecond), func(leader *node, _ []*node) map[*node]netlab.Rules {
 		peers := w.peersOf(leader)
 		return map[*node]netlab.Rules{leader: {DropIn: peers, DropOut: peers}}
 	})
 }
 
 func cutLeaderWhole(ctx context.Context, w *world, random *rand.Rand) error {
-	return w.partitioned(ctx, between(random, 500*time.Millisecond, 4*time.Second), func(leader *node, _ []*node) map[*node]netlab.Rules {
+	return w.partitioned(ctx, between(random, 500*time.Millisecond, 2500*time.Millisecond), func(leader *node, _ []*node) map[*node]netlab.Rules {
 		all := append(w.peersOf(leader), netlab.HubIP)
 		return map[*node]netlab.Rules{leader: {DropIn: all, DropOut: all}}
 	})
 }
 
 func deafLeader(ctx context.Context, w *world, random *rand.Rand) error {
-	return w.partitioned(ctx, between(random, 500*time.Millisecond, 4*time.Second), func(leader *node, _ []*node) map[*node]netlab.Rules {
+	return w.partitioned(ctx, between(random, 500*time.Millisecond, 2500*time.Millisecond), func(leader *node, _ []*node) map[*node]netlab.Rules {
 		return map[*node]netlab.Rules{leader: {DropIn: w.peersOf(leader)}}
 	})
 }
 
 func muteLeader(ctx context.Context, w *world, random *rand.Rand) error {
-	return w.partitioned(ctx, between(random, 500*time.Millisecond, 4*time.Second), func(leader *node, _ []*node) map[*node]netlab.Rules {
+	return w.partitioned(ctx, between(random, 500*time.Millisecond, 2500*time.Millisecond), func(leader *node, _ []*node) map[*node]netlab.Rules {
 		return map[*node]netlab.Rules{leader: {DropOut: w.peersOf(leader)}}
 	})
 }
@@ -103,7 +103,7 @@ func muteLeader(ctx context.Context, w *world, random *rand.Rand) error {
 // leader is the bridge, or one of the two.
 func bridge(ctx context.Context, w *world, random *rand.Rand) error {
 	leads := random.IntN(2) == 0
-	return w.partitioned(ctx, between(random, 500*time.Millisecond, 4*time.Second), func(leader *node, followers []*node) map[*node]netlab.Rules {
+	return w.partitioned(ctx, between(random, 500*time.Millisecond, 2500*time.Millisecond), func(leader *node, followers []*node) map[*node]netlab.Rules {
 		a, b := followers[0], followers[1]
 		if !leads {
 			a = leader
@@ -171,7 +171,7 @@ func (w *world) slow(ctx context.Context, shape netlab.Shape, during func() erro
 
 // distant also checks that servers 100 ms apart keep their leader.
 func distant(ctx context.Context, w *world, random *rand.Rand) error {
-	long := between(random, 2*time.Second, 4*time.Second)
+	long := between(random, 1500*time.Millisecond, 3*time.Second)
 	return w.slow(ctx, netlab.Shape{Delay: 50 * time.Millisecond}, func() error {
 		// The connections were broken to put the link between; what that did is not
 		// the distance's fault.
@@ -189,12 +189,12 @@ func distant(ctx context.Context, w *world, random *rand.Rand) error {
 }
 
 func delayed(ctx context.Context, w *world, random *rand.Rand) error {
-	long := between(random, 2*time.Second, 4*time.Second)
+	long := between(random, 1500*time.Millisecond, 3*time.Second)
 	return w.slow(ctx, netlab.Shape{Delay: time.Second}, func() error { sleep(ctx, long); return nil })
 }
 
 func narrow(ctx context.Context, w *world, random *rand.Rand) error {
-	long := between(random, 2*time.Second, 4*time.Second)
+	long := between(random, 1500*time.Millisecond, 3*time.Second)
 	return w.slow(ctx, netlab.Shape{Rate: 64 << 10}, func() error {
 		sleep(ctx, long)
 		if _, err := w.leader(ctx, 5*time.Second); err != nil {
