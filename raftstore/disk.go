@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -35,9 +36,9 @@ type logStore struct {
 	*raftboltdb.BoltStore
 	path  string
 	hooks diskHooks
-	// inFlight is the write under way, nil when there is none. Raft writes from
-	// one goroutine.
-	inFlight atomic.Pointer[write]
+	// inFlight are the writes under way: raft appends from one goroutine, and
+	// drops what a snapshot holds from another.
+	inFlight writes
 	// fatal is called when what is read back is not what was written.
 	fatal func(error)
 }
@@ -45,6 +46,42 @@ type logStore struct {
 type write struct {
 	op    string
 	since time.Time
+}
+
+// writes are what is on its way to disk.
+type writes struct {
+	mu  sync.Mutex
+	all map[*write]struct{}
+}
+
+// begin notes a write; the function that it returns notes its end.
+func (w *writes) begin(op string) (end func()) {
+	one := &write{op, time.Now()}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.all == nil {
+		w.all = map[*write]struct{}{}
+	}
+	w.all[one] = struct{}{}
+	return func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		delete(w.all, one)
+	}
+}
+
+// oldest is the write that has been under way for the longest; nil when there
+// is none.
+func (w *writes) oldest() *write {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var oldest *write
+	for one := range w.all {
+		if oldest == nil || one.since.Before(oldest.since) {
+			oldest = one
+		}
+	}
+	return oldest
 }
 
 var (
@@ -203,8 +240,7 @@ func (l *logStore) SetUint64(key []byte, value uint64) error {
 }
 
 func (l *logStore) write(op string, do func() error) error {
-	l.inFlight.Store(&write{op, time.Now()})
-	defer l.inFlight.Store(nil)
+	defer l.inFlight.begin(op)()
 	if l.hooks.before != nil {
 		if err := l.hooks.before(op); err != nil {
 			return err
@@ -244,7 +280,7 @@ func (w *watchdog) Run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case now := <-ticker.C:
-			if f := w.log.inFlight.Load(); f != nil && w.limit > 0 && now.Sub(f.since) > w.limit {
+			if f := w.log.inFlight.oldest(); f != nil && w.limit > 0 && now.Sub(f.since) > w.limit {
 				w.fatal(&DiskStalledError{f.op, now.Sub(f.since)})
 				return
 			}

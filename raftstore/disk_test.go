@@ -1,6 +1,7 @@
 package raftstore
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -8,6 +9,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -235,4 +237,35 @@ func TestLeftoversOfACrashAreRemoved(t *testing.T) {
 	if err := s.ReadIndex(testCtx(t)); err != nil || s.State().Index() < before {
 		t.Errorf("the state is at %d, was at %d: %v", s.State().Index(), before, err)
 	}
+}
+
+// Raft drops entries that a snapshot holds while it appends others: the end of
+// the one write must not hide that the other hangs.
+func TestAWriteThatHangsIsNoticedWhileAnotherEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := &logStore{}
+		fatal := make(chan error, 1)
+		dog := &watchdog{log: log, limit: time.Second, floor: -1, fatal: func(err error) { fatal <- err }}
+		ctx, stop := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() { dog.Run(ctx) })
+
+		hang := make(chan struct{})
+		wg.Go(func() { _ = log.write("the one that hangs", func() error { <-hang; return nil }) })
+		synctest.Wait()
+		_ = log.write("another", func() error { time.Sleep(10 * time.Millisecond); return nil })
+		time.Sleep(5 * time.Second)
+		select {
+		case err := <-fatal:
+			var stalled *DiskStalledError
+			if !errors.As(err, &stalled) || stalled.Op != "the one that hangs" || stalled.For > 2*time.Second {
+				t.Errorf("got %v", err)
+			}
+		default:
+			t.Error("the hung write went unnoticed")
+		}
+		close(hang)
+		stop()
+		wg.Wait()
+	})
 }
