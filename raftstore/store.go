@@ -109,6 +109,11 @@ func Open(cfg Config) (_ *Store, err error) {
 	if s.snaps, err = raft.NewFileSnapshotStoreWithLogger(cfg.DataDir, 3, newRaftLogger(s.logger, "snapshots")); err != nil {
 		return nil, fmt.Errorf("open snapshots: %w", err)
 	}
+	// Raft makes what is in it readable to all, and DataDir may not be of our
+	// making.
+	if err := os.Chmod(filepath.Join(cfg.DataDir, "snapshots"), 0o700); err != nil {
+		return nil, fmt.Errorf("open snapshots: %w", err)
+	}
 	if err := s.checkData(); err != nil {
 		return nil, err
 	}

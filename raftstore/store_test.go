@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -306,5 +307,25 @@ func TestReadyOnlyAfterCatchingUp(t *testing.T) {
 	}
 	if !errors.Is(s.Ready(), ErrNotReady) {
 		t.Error("ready while draining")
+	}
+}
+
+// The data directory may have been made by someone else, with the mode that they
+// thought right: what holds secrets in it does not rely on that.
+func TestWhatHoldsSecretsIsReadByTheOwnerOnly(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	s, _ := start(t, Config{DataDir: dir, Bootstrap: true})
+	mustApply(t, s, createGroup("g"))
+	if err := s.raft.Snapshot().Error(); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"raft.db", "snapshots"} {
+		info, err := os.Stat(filepath.Join(dir, name))
+		if err != nil || info.Mode().Perm()&0o077 != 0 {
+			t.Errorf("%s has mode %v, %v", name, info.Mode(), err)
+		}
 	}
 }
