@@ -56,10 +56,11 @@ type builder struct {
 	done   bool
 
 	// group is the one whose resources and revisions are being read.
-	group *Group
-	edit  viewTxn
-	from  uint64 // the revision of the last revision record, 0 before the first
-	tail  bool   // only deleted groups and requests may follow
+	group  *Group
+	edit   viewTxn
+	newest uint64 // the newest revision of a resource record of the group
+	from   uint64 // the revision of the last revision record, 0 before the first
+	tail   bool   // only deleted groups and requests may follow
 }
 
 func (b *builder) add(data []byte) error {
@@ -106,8 +107,8 @@ func (b *builder) readHeader(h *musterv1.SnapshotHeader) error {
 		return errors.New("is a second header")
 	case h.GetFormat() == 0 || h.GetFormat() > SnapshotFormat:
 		return fmt.Errorf("has format %d; this version reads up to %d", h.GetFormat(), SnapshotFormat)
-	case h.GetEpoch() == 0:
-		return errors.New("has no epoch")
+	case h.GetEpoch() == 0 || h.GetEpoch() > maxVersion:
+		return fmt.Errorf("has epoch %d", h.GetEpoch())
 	}
 	b.header = true
 	b.state.epoch, b.state.index, b.state.term = h.GetEpoch(), h.GetIndex(), h.GetTerm()
@@ -127,11 +128,14 @@ func (b *builder) beginGroup(meta *musterv1.Group) error {
 	if err := b.state.checkFree(meta); err != nil {
 		return err
 	}
+	if meta.GetRevision() > maxVersion {
+		return fmt.Errorf("group %q is at revision %d", meta.GetId(), meta.GetRevision())
+	}
 	if meta.GetEpoch() != b.state.epoch {
 		return fmt.Errorf("group %q is of epoch %d, the header of %d", meta.GetId(), meta.GetEpoch(), b.state.epoch)
 	}
 	b.group = &Group{meta: meta, history: history{baseRev: meta.GetRevision()}}
-	b.edit, b.from = View{}.txn(), 0
+	b.edit, b.from, b.newest = View{}.txn(), 0, 0
 	return nil
 }
 
@@ -150,6 +154,10 @@ func (b *builder) resource(r *musterv1.SnapshotResource) error {
 		return fmt.Errorf("repeats %s", key)
 	}
 	stored := r.GetStored()
+	if stored.GetRevision() == 0 || stored.GetCreatedRevision() > stored.GetRevision() {
+		return fmt.Errorf("%s is of revision %d, made in %d", key, stored.GetRevision(), stored.GetCreatedRevision())
+	}
+	b.newest = max(b.newest, stored.GetRevision())
 	b.edit.set(&Entry{
 		Key: key, Resource: stored.GetResource(), Revision: stored.GetRevision(),
 		Author: stored.GetAuthor(), Created: stored.GetCreatedRevision(),
@@ -167,8 +175,9 @@ func (b *builder) revision(r *musterv1.SnapshotRevision) error {
 		if info.GetRevision() == 0 {
 			return errors.New("is a revision 0")
 		}
-		b.group.view = b.edit.commit()
-		b.group.history = history{base: b.group.view, baseRev: info.GetRevision() - 1}
+		if err := b.setBase(info.GetRevision() - 1); err != nil {
+			return err
+		}
 	} else if info.GetRevision() != b.from+1 {
 		return fmt.Errorf("is revision %d after %d", info.GetRevision(), b.from)
 	}
@@ -182,6 +191,16 @@ func (b *builder) revision(r *musterv1.SnapshotRevision) error {
 	b.group.view = tx.commit()
 	// The builder alone holds the history, so it may grow in place.
 	b.group.history.records = append(b.group.history.records, &record{info, b.group.view})
+	return nil
+}
+
+// setBase ends the resources of the group: they are what there was at a revision.
+func (b *builder) setBase(revision uint64) error {
+	if b.newest > revision {
+		return fmt.Errorf("group %q at revision %d holds a resource of revision %d", b.group.ID(), revision, b.newest)
+	}
+	b.group.view = b.edit.commit()
+	b.group.history = history{base: b.group.view, baseRev: revision}
 	return nil
 }
 
@@ -220,8 +239,9 @@ func (b *builder) endGroup() error {
 		return nil
 	}
 	if b.from == 0 {
-		g.view = b.edit.commit()
-		g.history.base = g.view
+		if err := b.setBase(g.Revision()); err != nil {
+			return err
+		}
 	} else if b.from != g.Revision() {
 		return fmt.Errorf("ends group %q at revision %d, which should be at %d", g.ID(), b.from, g.Revision())
 	}
@@ -248,7 +268,7 @@ func (b *builder) grave(g *musterv1.Group) error {
 		return err
 	}
 	b.tail = true
-	if _, alive := b.state.groups.Get([]byte(g.GetId())); alive || g.GetRevision() == 0 {
+	if _, alive := b.state.groups.Get([]byte(g.GetId())); alive || g.GetRevision() == 0 || g.GetRevision() > maxVersion {
 		return fmt.Errorf("remembers a deletion of group %q that does not hold", g.GetId())
 	}
 	b.state.graves, _, _ = b.state.graves.Insert([]byte(g.GetId()), g.GetRevision())

@@ -3,6 +3,7 @@ package state
 import (
 	"bytes"
 	"errors"
+	"math"
 	"slices"
 	"strings"
 	"testing"
@@ -159,6 +160,42 @@ func TestASnapshotMustHoldTogether(t *testing.T) {
 		"is of epoch": func(r *musterv1.SnapshotRecord) *musterv1.SnapshotRecord {
 			if r.GetHeader() != nil {
 				r.GetHeader().Epoch = 9
+			}
+			return r
+		},
+		"has epoch": func(r *musterv1.SnapshotRecord) *musterv1.SnapshotRecord {
+			if r.GetHeader() != nil {
+				r.GetHeader().Epoch = math.MaxUint64 // a restore raises it
+			}
+			return r
+		},
+		"is at revision": func(r *musterv1.SnapshotRecord) *musterv1.SnapshotRecord {
+			if r.GetGroup().GetControlPlaneKeyPrefix() != "" {
+				r.GetGroup().Revision = math.MaxUint64 // the next commit counts on
+			}
+			return r
+		},
+		"that does not hold": func(r *musterv1.SnapshotRecord) *musterv1.SnapshotRecord {
+			if g := r.GetGroup(); g != nil && g.GetControlPlaneKeyPrefix() == "" {
+				g.Revision = math.MaxUint64
+			}
+			return r
+		},
+		"holds a resource of revision": func(r *musterv1.SnapshotRecord) *musterv1.SnapshotRecord {
+			if r.GetResource() != nil {
+				r.GetResource().Stored.Revision += 100
+			}
+			return r
+		},
+		"is of revision 0": func(r *musterv1.SnapshotRecord) *musterv1.SnapshotRecord {
+			if r.GetResource() != nil {
+				r.GetResource().Stored.Revision = 0
+			}
+			return r
+		},
+		", made in": func(r *musterv1.SnapshotRecord) *musterv1.SnapshotRecord {
+			if r.GetResource() != nil {
+				r.GetResource().Stored.CreatedRevision = r.GetResource().Stored.GetRevision() + 1
 			}
 			return r
 		},

@@ -24,6 +24,10 @@ type State struct {
 	requests requests
 }
 
+// maxVersion bounds epochs and revisions that come from outside: what counts on
+// from there never wraps around.
+const maxVersion = 1 << 62
+
 // Result is what a command did. On an error the state did not change.
 type Result struct {
 	// Group describes the group that was created, updated or deleted, or that a
@@ -160,6 +164,9 @@ func (s *State) apply(cmd *musterv1.Command) (*State, Result) {
 	case *musterv1.Command_Commit:
 		return s.commit(c.Commit, cmd)
 	case *musterv1.Command_RaiseEpoch:
+		if c.RaiseEpoch.GetAtLeast() > maxVersion {
+			return s, Result{Err: &InvalidError{"at_least", "is too large for an epoch"}}
+		}
 		return s.WithEpoch(max(s.epoch+1, c.RaiseEpoch.GetAtLeast())), Result{}
 	}
 	return s, Result{Err: &InvalidError{"command", "is not set or not known"}}
