@@ -166,9 +166,14 @@ func (t *transaction) put(key resource.Key, r *musterv1.Resource) {
 	t.edit.set(&Entry{Key: key, Resource: r, Revision: t.stamp.revision, Author: t.stamp.author, Created: created})
 }
 
+// remove deletes a resource and what belongs to it. What the transaction itself
+// put there does not vanish without a word.
 func (t *transaction) remove(key resource.Key) {
 	for _, child := range t.edit.children(key) {
-		if _, seen := t.touched[child]; !seen {
+		if explicit, seen := t.touched[child]; explicit {
+			path, _ := parentOf(t.edit.get(child))
+			t.problem(child, path, resource.CodeReference, key.String()+" is deleted by the same transaction")
+		} else if !seen {
 			t.touched[child] = false
 		}
 		t.edit.remove(child)

@@ -234,3 +234,26 @@ func TestTheMemoryOfRequestsIsBounded(t *testing.T) {
 		t.Errorf("%d bytes of %d requests are remembered", s.requests.bytes, s.requests.byKey.Len())
 	}
 }
+
+func TestAPutIsNeverSwallowedByADeletionBesideIt(t *testing.T) {
+	s := do(t, New(), &musterv1.Group{Id: "g"})
+	s = do(t, s, commit("g", put(service("a", "")), put(consumer("al")), put(route("old", "a", ""))))
+	for name, changes := range map[string][]*musterv1.Change{
+		"a new route, then its service":        {put(route("r", "a", "")), del("service/a")},
+		"a kept route, then its service":       {put(route("old", "a", "x")), del("service/a")},
+		"the service, then a new route":        {del("service/a"), put(route("r", "a", ""))},
+		"a new credential, then its consumer":  {put(credential("al", "k")), del("consumer/al")},
+		"a new service with a route, and away": {put(service("b", "")), put(route("r", "b", "")), del("service/a"), put(route("old", "a", "y"))},
+	} {
+		_, result := s.Apply(command(commit("g", changes...)))
+		var problems resource.Problems
+		if !errors.As(result.Err, &problems) || problems[0].Code != resource.CodeReference || problems[0].Path == "" {
+			t.Errorf("%s: got %v", name, result.Err)
+		}
+	}
+	// What moves to another service first is not the old one's any more.
+	s = do(t, s, commit("g", put(service("b", "")), put(route("old", "b", "")), del("service/a")))
+	if g := group(t, s, "g"); g.View().Len() != 3 {
+		t.Errorf("%d resources", g.View().Len())
+	}
+}

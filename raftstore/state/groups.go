@@ -2,6 +2,7 @@ package state
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"google.golang.org/protobuf/proto"
@@ -103,6 +104,8 @@ func (s *State) updateGroup(in *musterv1.Group, at *timestamppb.Timestamp) (*Sta
 	changed := *g
 	changed.meta = meta
 	changed.history = g.history.trimmed(meta.GetHistoryLimit())
+	// The dropped revisions would live on in the array behind the slice.
+	changed.history.records = slices.Clone(changed.history.records)
 	next.groups, _, _ = next.groups.Insert([]byte(meta.GetId()), &changed)
 	return &next, Result{Group: meta}
 }

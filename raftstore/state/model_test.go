@@ -45,10 +45,12 @@ func fingerprint(r *musterv1.Resource) string {
 func (g *naiveGroup) apply(changes []*musterv1.Change) bool {
 	next := maps.Clone(g.now)
 	seen := map[string]bool{}
-	dropRoutes := func(service string) {
+	swallowed := false // a put by a deletion beside it
+	drop := func(belongs func(k, v string) bool) {
 		for k, v := range next {
-			if strings.HasPrefix(k, "route/") && strings.HasPrefix(v, service+"|") {
+			if belongs(k, v) {
 				delete(next, k)
+				swallowed = swallowed || seen[k]
 			}
 		}
 	}
@@ -71,11 +73,14 @@ func (g *naiveGroup) apply(changes []*musterv1.Change) bool {
 		}
 		delete(next, key)
 		if id, ok := strings.CutPrefix(key, "service/"); ok {
-			dropRoutes(id)
+			drop(func(k, v string) bool { return strings.HasPrefix(k, "route/") && strings.HasPrefix(v, id+"|") })
 		}
 		if name, ok := strings.CutPrefix(key, "consumer/"); ok {
-			maps.DeleteFunc(next, func(k, _ string) bool { return strings.HasPrefix(k, "credential/"+name+"/") })
+			drop(func(k, _ string) bool { return strings.HasPrefix(k, "credential/"+name+"/") })
 		}
+	}
+	if swallowed {
+		return false
 	}
 	for k, v := range next {
 		if strings.HasPrefix(k, "route/") {
