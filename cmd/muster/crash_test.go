@@ -24,8 +24,9 @@ import (
 )
 
 // runMain makes this test's binary behave as muster, so that a process can be
-// killed without building the program a second time.
-const runMain = "MUSTER_TEST_RUN_MAIN"
+// killed without building the program a second time. Unlike MUSTER_ variables it
+// is passed on by dev to the servers that it runs.
+const runMain = "TEST_RUN_MUSTER_MAIN"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(runMain) != "" {

@@ -15,32 +15,38 @@ import (
 
 func (a *app) devCommand() *cobra.Command {
 	var cfg dev.Config
-	var gateways, offset int
+	var servers, gateways, offset int
 	var level string
 	cmd := &cobra.Command{
 		Use:   "dev",
 		Short: "Run a whole muster on this machine: server, gateway, upstream, a first group",
 		Long: `Run a one-node server, embedded gateways, an echo upstream and a group "default"
 with one service, in one process and on loopback only. What you change is kept
-in --data-dir and there again at the next start.`,
+in --data-dir and there again at the next start.
+
+With --servers, a cluster of that many servers is run, each in a process of its
+own and all on one console, and one that dies is started again after two seconds:
+a place to kill the leader and watch.`,
 		Example: `  muster dev
   muster dev --gateways 3
+  muster dev --servers 3
   muster dev --gateways 0 --listen-offset 100 --data-dir /tmp/second`,
 		Args: noArgs,
 	}
 	fl := cmd.Flags()
 	fl.StringVar(&cfg.DataDir, "data-dir", "", "directory to keep everything in (default: muster/dev in the user's cache directory)")
+	fl.IntVar(&servers, "servers", 1, "servers to run; more than one run in processes of their own")
 	fl.IntVar(&gateways, "gateways", 1, "embedded gateways to run; 0 for none")
 	fl.StringVar(&cfg.APIKey, "api-key", "", "key of the admin API (default: made once and kept in the data directory)")
 	fl.IntVar(&offset, "listen-offset", 0, "number added to every port, so that several can run side by side")
-	fl.StringVar(&level, "log-level", "warn", "debug, info, warn or error")
+	fl.StringVar(&level, "log-level", "warn", "debug, info, warn or error; of several servers' processes it is info unless given")
 	_ = cmd.MarkFlagDirname("data-dir")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		var err error
 		if cfg.Logger, err = newLogger(a.env.Stderr, level, "text"); err != nil {
 			return err
 		}
-		if err := cfg.Addresses(offset, gateways); err != nil {
+		if err := cfg.Addresses(offset, servers, gateways); err != nil {
 			return usagef("%s", err)
 		}
 		if cfg.DataDir == "" {
@@ -52,6 +58,10 @@ in --data-dir and there again at the next start.`,
 			return err
 		}
 		cfg.Version = readBuildVersion().Version
+		cfg.Console, cfg.ServerLogLevel = a.env.Stderr, "info"
+		if cmd.Flags().Changed("log-level") {
+			cfg.ServerLogLevel = level
+		}
 		cfg.Ready = a.devBanner
 		err = dev.Run(cmd.Context(), cfg)
 		if errors.Is(err, syscall.EADDRINUSE) {
@@ -85,8 +95,8 @@ func (a *app) devBanner(i dev.Info) {
 	w := a.env.Stdout
 	fmt.Fprintf(w, "muster dev is running. Ctrl-C stops it.\n\n")
 	t := &table{}
-	t.row("  admin API", i.AdminAddr)
-	t.row("  xDS", i.XDSAddr)
+	t.row("  admin API", strings.Join(i.AdminAddrs, "   "))
+	t.row("  xDS", strings.Join(i.XDSAddrs, "   "))
 	for _, g := range i.Gateways {
 		t.row("  "+g.ID, "http://"+g.HTTP+"   https://"+g.HTTPS+"   http://"+g.Status+"/status")
 	}
@@ -111,9 +121,13 @@ func (a *app) devBanner(i dev.Info) {
 	if i.APIKeyFile != "" {
 		key = `"$(cat ` + shellQuote(i.APIKeyFile) + `)"`
 	}
-	fmt.Fprintf(w, "\nIn another terminal:\n\n  export MUSTER_ADDR=%s MUSTER_API_KEY=%s\n", i.AdminAddr, key)
+	fmt.Fprintf(w, "\nIn another terminal:\n\n  export MUSTER_ADDR=%s MUSTER_API_KEY=%s\n", strings.Join(i.AdminAddrs, ","), key)
 	envoy := fmt.Sprintf("bootstrap envoy --http-port %d --https-port %d > envoy.yaml", i.FreeHTTPPort, i.FreeHTTPSPort)
-	for _, args := range []string{"get", "dp status", "apply -f examples/shop.yaml --wait", "history", envoy} {
+	commands := []string{"get", "dp status", "apply -f examples/shop.yaml --wait", "history", envoy}
+	if len(i.AdminAddrs) > 1 {
+		commands = append(commands, "cluster peers")
+	}
+	for _, args := range commands {
 		fmt.Fprintf(w, "  %s %s\n", self, args)
 	}
 	fmt.Fprintln(w)

@@ -3,6 +3,7 @@ package dev
 import (
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"strconv"
@@ -17,6 +18,7 @@ const (
 	httpsPort  = 9443
 	statusPort = 7085
 	echoPort   = 7180
+	raftPort   = 7100
 )
 
 // Config says what to run.
@@ -28,6 +30,16 @@ type Config struct {
 	APIKey string
 	// AdminAddr, XDSAddr and EchoAddr are host:port on loopback; port 0 picks one.
 	AdminAddr, XDSAddr, EchoAddr string
+	// Servers, when there are any, are the servers of a cluster, each run in a
+	// process of its own, instead of the one in this process. Ports must not be 0.
+	Servers []ServerAddrs
+	// Console takes the output of those processes, each line with the server's
+	// name before it. Default: nowhere.
+	Console io.Writer
+	// ServerLogLevel is the log level of those processes.
+	ServerLogLevel string
+	// Program is what is run as them. Default: this program.
+	Program string
 	// Gateways are the embedded gateways to run.
 	Gateways []GatewayAddrs
 	// FreeHTTPPort and FreeHTTPSPort go into Info as they are.
@@ -48,9 +60,10 @@ type Info struct {
 	DataDir string
 	// APIKey is the key; APIKeyFile the file that holds it, empty when it was given.
 	APIKey, APIKeyFile string
-	AdminAddr, XDSAddr string
-	EchoAddr           string
-	Gateways           []GatewayInfo
+	// AdminAddrs and XDSAddrs have an entry for each server.
+	AdminAddrs, XDSAddrs []string
+	EchoAddr             string
+	Gateways             []GatewayInfo
 	// Group is the group that the gateways belong to; GroupIsNew says that this
 	// run made it.
 	Group      string
@@ -70,10 +83,14 @@ type GatewayInfo struct {
 }
 
 // Addresses fills in the known ports, each plus offset. The second gateway gets
-// the first's plus one, and so on.
-func (c *Config) Addresses(offset, gateways int) error {
+// the first's plus one, and so on, as do servers. One server runs in this
+// process, more run in processes of their own.
+func (c *Config) Addresses(offset, servers, gateways int) error {
 	if gateways < 0 || gateways > 100 {
 		return errors.New("the number of gateways must be 0 to 100")
+	}
+	if servers < 1 || servers > 9 {
+		return errors.New("the number of servers must be 1 to 9")
 	}
 	at := func(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port+offset)) }
 	if offset < 0 || httpsPort+offset+gateways >= 65535 {
@@ -81,7 +98,12 @@ func (c *Config) Addresses(offset, gateways int) error {
 	}
 	c.AdminAddr, c.XDSAddr, c.EchoAddr = at(adminPort), at(xdsPort), at(echoPort)
 	c.FreeHTTPPort, c.FreeHTTPSPort = httpPort+offset+gateways, httpsPort+offset+gateways
-	c.Gateways = nil
+	c.Servers, c.Gateways = nil, nil
+	if servers > 1 {
+		for i := range servers {
+			c.Servers = append(c.Servers, ServerAddrs{Admin: at(adminPort + i), XDS: at(xdsPort + i), Raft: at(raftPort + i)})
+		}
+	}
 	for i := range gateways {
 		c.Gateways = append(c.Gateways, GatewayAddrs{HTTP: at(httpPort + i), HTTPS: at(httpsPort + i), Status: at(statusPort + i)})
 	}

@@ -107,7 +107,7 @@ func TestOneCommandGivesARequestThatGoesThroughEveryGateway(t *testing.T) {
 func TestTheKeyAndTheGroupAreThereAgainAfterARestart(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "data")
 	first, stop := running(t, config(dir, 0))
-	a, err := dial(first.AdminAddr, first.APIKey)
+	a, err := dial(first.AdminAddrs[0], first.APIKey)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -132,7 +132,7 @@ func TestTheKeyAndTheGroupAreThereAgainAfterARestart(t *testing.T) {
 	if second.APIKey != first.APIKey || second.GroupIsNew {
 		t.Errorf("after a restart: %+v", second)
 	}
-	b, err := dial(second.AdminAddr, first.APIKey)
+	b, err := dial(second.AdminAddrs[0], first.APIKey)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -161,7 +161,7 @@ func TestAGivenKeyIsTheOnlyOneAndIsNotWrittenDown(t *testing.T) {
 	info, stop := running(t, cfg)
 	defer stop()
 	for key, want := range map[string]codes.Code{"mst-given": codes.OK, "mst-other": codes.Unauthenticated} {
-		a, err := dial(info.AdminAddr, key)
+		a, err := dial(info.AdminAddrs[0], key)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -226,7 +226,7 @@ func TestAnInterruptWhileStartingIsNotAFailure(t *testing.T) {
 
 func TestEachOffsetAndEachGatewayHasPortsOfItsOwn(t *testing.T) {
 	var cfg Config
-	if err := cfg.Addresses(100, 3); err != nil {
+	if err := cfg.Addresses(100, 3, 3); err != nil {
 		t.Fatal(err)
 	}
 	if cfg.AdminAddr != "127.0.0.1:7543" || cfg.XDSAddr != "127.0.0.1:8043" {
@@ -235,9 +235,12 @@ func TestEachOffsetAndEachGatewayHasPortsOfItsOwn(t *testing.T) {
 	if want := (GatewayAddrs{HTTP: "127.0.0.1:9182", HTTPS: "127.0.0.1:9545", Status: "127.0.0.1:7187"}); cfg.Gateways[2] != want {
 		t.Errorf("third gateway %+v, want %+v", cfg.Gateways[2], want)
 	}
-	for _, bad := range [][2]int{{-1, 1}, {0, -1}, {0, 101}, {56093, 1}} {
-		if err := cfg.Addresses(bad[0], bad[1]); err == nil {
-			t.Errorf("offset %d with %d gateways was accepted", bad[0], bad[1])
+	if want := (ServerAddrs{Admin: "127.0.0.1:7545", XDS: "127.0.0.1:8045", Raft: "127.0.0.1:7202"}); len(cfg.Servers) != 3 || cfg.Servers[2] != want {
+		t.Errorf("servers %+v, want %+v last", cfg.Servers, want)
+	}
+	for _, bad := range [][3]int{{-1, 1, 1}, {0, 1, -1}, {0, 1, 101}, {56093, 1, 1}, {0, 0, 1}, {0, 10, 1}} {
+		if err := cfg.Addresses(bad[0], bad[1], bad[2]); err == nil {
+			t.Errorf("offset %d with %d servers and %d gateways was accepted", bad[0], bad[1], bad[2])
 		}
 	}
 }

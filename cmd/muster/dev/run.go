@@ -94,18 +94,22 @@ func (p *process) run(ctx context.Context, cfg Config) error {
 			return err
 		}
 	}
-	srv, err := p.startServer(ctx, cfg, &info)
-	if err != nil {
+	if err := p.startEcho(ctx, cfg, &info); err != nil {
 		return err
 	}
-	client, err := dial(info.AdminAddr, info.APIKey)
+	settled := make(chan struct{})
+	if err := p.startControlPlane(ctx, cfg, &info, settled); err != nil {
+		return err
+	}
+	client, err := dial(info.AdminAddrs[0], info.APIKey)
 	if err != nil {
 		return err
 	}
 	defer client.close()
-	if err := prepare(ctx, srv, client, &info); err != nil {
+	if err := prepare(ctx, client, &info); err != nil {
 		return err
 	}
+	close(settled)
 	if err := p.startGateways(ctx, cfg, client, &info); err != nil {
 		return err
 	}
@@ -116,14 +120,21 @@ func (p *process) run(ctx context.Context, cfg Config) error {
 	return nil
 }
 
-func (p *process) startServer(ctx context.Context, cfg Config, info *Info) (*server.Server, error) {
+func (p *process) startEcho(ctx context.Context, cfg Config, info *Info) error {
 	ln, err := net.Listen("tcp", cfg.EchoAddr)
 	if err != nil {
-		return nil, fmt.Errorf("echo upstream: %w", err)
+		return fmt.Errorf("echo upstream: %w", err)
 	}
 	info.EchoAddr = ln.Addr().String()
 	p.start(ctx, "echo upstream", func(ctx context.Context) error { return echo.Serve(ctx, ln, "echo") })
+	return nil
+}
 
+// startControlPlane starts the server in this process, or several in their own.
+func (p *process) startControlPlane(ctx context.Context, cfg Config, info *Info, settled <-chan struct{}) error {
+	if len(cfg.Servers) > 0 {
+		return p.startServers(ctx, cfg, info, settled)
+	}
 	srv, err := server.New(server.Config{
 		ServerID:  "dev",
 		DataDir:   filepath.Join(cfg.DataDir, "server"),
@@ -136,15 +147,15 @@ func (p *process) startServer(ctx context.Context, cfg Config, info *Info) (*ser
 		Logger:    cfg.Logger,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("server: %w", err)
+		return fmt.Errorf("server: %w", err)
 	}
-	info.AdminAddr, info.XDSAddr = srv.AdminAddr().String(), srv.XDSAddr().String()
+	info.AdminAddrs, info.XDSAddrs = []string{srv.AdminAddr().String()}, []string{srv.XDSAddr().String()}
 	p.start(ctx, "server", srv.Run)
-	return srv, nil
+	return nil
 }
 
-// prepare waits for the server and makes the group.
-func prepare(ctx context.Context, srv *server.Server, client *api, info *Info) error {
+// prepare waits for the servers and makes the group.
+func prepare(ctx context.Context, client *api, info *Info) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	g, err := client.defaultGroup(ctx)
@@ -156,27 +167,26 @@ func prepare(ctx context.Context, srv *server.Server, client *api, info *Info) e
 		return err
 	}
 	// Gateways that come too early would be turned away, with a warning.
-	for srv.Ready() != nil {
-		if err := sleep(ctx, 5*time.Millisecond); err != nil {
-			return fmt.Errorf("wait for the server: %w", errors.Join(err, srv.Ready()))
-		}
-	}
-	return nil
+	return client.formed(ctx, len(info.AdminAddrs))
 }
 
 func (p *process) startGateways(ctx context.Context, cfg Config, client *api, info *Info) error {
 	var gateways []*gateway.Gateway
+	dir := cfg.DataDir
+	if len(cfg.Servers) > 0 {
+		dir = clusterDir(dir)
+	}
 	for i, addrs := range cfg.Gateways {
 		id := fmt.Sprintf("gateway-%d", i+1)
 		g, err := gateway.New(gateway.Config{
 			HTTPAddr:   addrs.HTTP,
 			HTTPSAddr:  addrs.HTTPS,
 			StatusAddr: addrs.Status,
-			Servers:    []string{info.XDSAddr},
+			Servers:    info.XDSAddrs,
 			Group:      group,
 			NodeID:     id,
 			Insecure:   true,
-			CacheDir:   filepath.Join(cfg.DataDir, id),
+			CacheDir:   filepath.Join(dir, id),
 			Logger:     cfg.Logger,
 			Version:    cfg.Version,
 		})

@@ -20,10 +20,11 @@ const group = "default"
 
 // api is the admin API as an operator sees it.
 type api struct {
-	admin musterv1.AdminServiceClient
-	fleet musterv1.FleetServiceClient
-	conn  *grpc.ClientConn
-	key   string
+	admin   musterv1.AdminServiceClient
+	fleet   musterv1.FleetServiceClient
+	cluster musterv1.ClusterServiceClient
+	conn    *grpc.ClientConn
+	key     string
 }
 
 func dial(addr, key string) (*api, error) {
@@ -31,7 +32,10 @@ func dial(addr, key string) (*api, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect to the admin API: %w", err)
 	}
-	return &api{admin: musterv1.NewAdminServiceClient(conn), fleet: musterv1.NewFleetServiceClient(conn), conn: conn, key: key}, nil
+	return &api{
+		admin: musterv1.NewAdminServiceClient(conn), fleet: musterv1.NewFleetServiceClient(conn), cluster: musterv1.NewClusterServiceClient(conn),
+		conn: conn, key: key,
+	}, nil
 }
 
 func (a *api) close() { _ = a.conn.Close() }
