@@ -1,9 +1,15 @@
 package resource
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoregistry"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/emptypb"
 
 	musterv1 "github.com/musterhq/muster/proto/muster/v1"
 )
@@ -189,5 +195,18 @@ func (c *checker) xdsResource(raw *musterv1.XdsResource) {
 		c.add("resource", CodeInvalid, fmt.Sprintf("%s is not a type URL of xDS", quote(url)), "type URLs begin with type.googleapis.com/")
 	case strings.HasPrefix(url, "type.googleapis.com/muster."):
 		c.add("resource", CodeUnsupported, "muster's own messages cannot be sent as xDS", "")
+	case !decodes(raw.GetResource()):
+		// A data plane would refuse it, and with it the response that it comes in.
+		c.add("resource", CodeInvalid, "the value is not a message of the type "+quote(strings.TrimPrefix(url, "type.googleapis.com/")), "")
 	}
+}
+
+// decodes tells whether the value can be read as its type, or, of a type that is
+// not known here, as a message at all.
+func decodes(message *anypb.Any) bool {
+	_, err := message.UnmarshalNew()
+	if errors.Is(err, protoregistry.NotFound) {
+		err = proto.Unmarshal(message.GetValue(), &emptypb.Empty{})
+	}
+	return err == nil
 }

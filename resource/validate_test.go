@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/structpb"
 
 	musterv1 "github.com/musterhq/muster/proto/muster/v1"
@@ -98,6 +99,28 @@ func TestWhatIsWrongWithAResource(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+func TestARawMessageThatDoesNotDecodeIsRefused(t *testing.T) {
+	for name, test := range map[string]struct {
+		url, value string
+		refused    bool
+	}{
+		"a known type":           {"envoy.config.cluster.v3.Cluster", "\n\x01c", false},
+		"a known type, garbled":  {"envoy.config.cluster.v3.Cluster", "\xff\xff\xff", true},
+		"a known type, cut":      {"envoy.config.cluster.v3.Cluster", "\n\x05c", true},
+		"not UTF-8":              {"envoy.config.cluster.v3.Cluster", "\n\x01\xff", true},
+		"an unknown type":        {"no.such.Type", "\n\x01c", false},
+		"an unknown type, noise": {"no.such.Type", "\xff\xff\xff", true},
+	} {
+		r := &musterv1.Resource{Kind: &musterv1.Resource_XdsResource{XdsResource: &musterv1.XdsResource{
+			Id: "x", Resource: &anypb.Any{TypeUrl: "type.googleapis.com/" + test.url, Value: []byte(test.value)},
+		}}}
+		problems := resource.Validator{Plugins: knownPlugins{}, Now: now}.Resource(r)
+		if (len(problems) > 0) != test.refused {
+			t.Errorf("%s: problems %q", name, describe(problems))
+		}
 	}
 }
 

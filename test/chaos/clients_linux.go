@@ -147,6 +147,26 @@ func (w *writers) step(ctx context.Context, random *rand.Rand, client int) bool 
 	return op.Outcome == oracle.OK || op.Outcome == oracle.Conflict
 }
 
+// burst makes n more writes, as fast as they go.
+func (w *writers) burst(ctx context.Context, random *rand.Rand, n int) {
+	var left atomic.Int64
+	left.Store(int64(n))
+	var wg sync.WaitGroup
+	for i := range 8 {
+		seed := random.Uint64()
+		wg.Go(func() {
+			random := rand.New(rand.NewPCG(seed, 4))
+			for left.Add(-1) >= 0 && ctx.Err() == nil {
+				g := random.IntN(len(groups))
+				op := oracle.Op{Client: 10 + i, Group: groups[g], Slot: random.IntN(oracle.Slots), Kind: oracle.Put, Value: w.value(g)}
+				w.put(ctx, &op, w.c.members())
+				w.record(op)
+			}
+		})
+	}
+	wg.Wait()
+}
+
 func (w *writers) record(op oracle.Op) {
 	w.history[op.Group].Record(op)
 	w.mu.Lock()

@@ -224,7 +224,10 @@ func (w *world) damage(ctx context.Context, random *rand.Rand, do func(n *node) 
 	if err != nil {
 		return err
 	}
-	n := pick(random, followers)
+	return w.damageOf(ctx, pick(random, followers), do)
+}
+
+func (w *world) damageOf(ctx context.Context, n *node, do func(n *node) error) error {
 	n.kill()
 	if err := do(n); err != nil {
 		return err
@@ -263,7 +266,15 @@ func cutLog(ctx context.Context, w *world, random *rand.Rand) error {
 }
 
 func damageSnapshot(ctx context.Context, w *world, random *rand.Rand) error {
-	return w.damage(ctx, random, func(n *node) error {
+	_, followers, err := w.followers(ctx)
+	if err != nil {
+		return err
+	}
+	n := pick(random, followers)
+	if err := w.snapshotted(ctx, n, random); err != nil {
+		return err
+	}
+	return w.damageOf(ctx, n, func(n *node) error {
 		files, err := raftFiles(n, "snapshots/*/*")
 		if err != nil {
 			return err
@@ -271,7 +282,8 @@ func damageSnapshot(ctx context.Context, w *world, random *rand.Rand) error {
 		if len(files) == 0 {
 			return fmt.Errorf("%s has no snapshot", n.id)
 		}
-		path := pick(random, files)
+		// The newest, which is what it would start from.
+		path := files[len(files)-1-random.IntN(2)]
 		if random.IntN(3) == 0 {
 			info, err := os.Stat(path)
 			if err != nil {
@@ -281,4 +293,17 @@ func damageSnapshot(ctx context.Context, w *world, random *rand.Rand) error {
 		}
 		return flip(path, random)
 	})
+}
+
+// snapshotted waits until a server has made a snapshot, and writes so that it does.
+func (w *world) snapshotted(ctx context.Context, n *node, random *rand.Rand) error {
+	for range 10 {
+		files, err := raftFiles(n, "snapshots/*/meta.json")
+		if err != nil || len(files) > 0 {
+			return err
+		}
+		w.writers.burst(ctx, random, snapshotThreshold)
+		sleep(ctx, 500*time.Millisecond)
+	}
+	return fmt.Errorf("%s makes no snapshot", n.id)
 }

@@ -243,3 +243,10 @@ func (l *lab) clear(h *host) error {
 func (h *host) arm(failpoint string) error {
 	return os.WriteFile(filepath.Join(h.arms, failpoint), nil, 0o600)
 }
+
+// started is how often the server's process was started.
+func (n *node) started() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.starts
+}

@@ -22,7 +22,7 @@ type fault struct {
 }
 
 func allFaults() []fault {
-	return slices.Concat(processFaults(), networkFaults(), diskFaults())
+	return slices.Concat(processFaults(), networkFaults(), diskFaults(), codeFaults(), memberFaults())
 }
 
 // step is one fault of a schedule.

@@ -228,13 +228,7 @@ func (w *world) reseed(ctx context.Context, n *node) error {
 	if err := w.remove(ctx, n); err != nil {
 		return err
 	}
-	var join []string
-	for _, m := range w.members() {
-		if m != n {
-			join = append(join, m.host.addr(raftPort))
-		}
-	}
-	n.boot, n.join = false, strings.Join(join, ",")
+	n.boot, n.join = false, w.raftAddrs(n)
 	return errors.Join(n.wipe(), w.start(n))
 }
 

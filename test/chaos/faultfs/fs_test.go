@@ -103,6 +103,24 @@ func TestAHungDiskHoldsWritesUntilItResumes(t *testing.T) {
 	}
 }
 
+func TestAFileWithoutANameGoesOn(t *testing.T) {
+	_, point := mount(t)
+	f, err := os.Create(filepath.Join(point, "a"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := os.Remove(f.Name()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteString("text"); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := f.Seek(0, 2); n != 4 || err != nil {
+		t.Fatalf("the end is at %d, %v; want 4", n, err)
+	}
+}
+
 func TestABreakpointStopsTheDiskJustBeforeTheOperation(t *testing.T) {
 	f, point := mount(t)
 	path := filepath.Join(point, "a")

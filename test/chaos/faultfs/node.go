@@ -156,6 +156,7 @@ var (
 	_ fs.FileReleaser  = (*file)(nil)
 	_ fs.FileFlusher   = (*file)(nil)
 	_ fs.FileAllocater = (*file)(nil)
+	_ fs.FileGetattrer = (*file)(nil)
 )
 
 func (h *file) Read(_ context.Context, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
@@ -200,6 +201,16 @@ func (h *file) Fsync(ctx context.Context, _ uint32) syscall.Errno {
 		return errno
 	}
 	h.node.disk.synced(h.node.StableAttr().Ino)
+	return 0
+}
+
+// Getattr works by the open file, which may have no name any more.
+func (h *file) Getattr(_ context.Context, out *fuse.AttrOut) syscall.Errno {
+	var st syscall.Stat_t
+	if err := syscall.Fstat(int(h.f.Fd()), &st); err != nil {
+		return fs.ToErrno(err)
+	}
+	out.FromStat(&st)
 	return 0
 }
 
