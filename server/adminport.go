@@ -57,6 +57,7 @@ func (s *Server) xdsServer() *grpc.Server {
 	}
 	srv := grpc.NewServer(opts...)
 	s.xds.Register(srv)
+	s.relays.Register(srv)
 	return srv
 }
 

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"io"
@@ -76,6 +77,9 @@ type Config struct {
 	XDSTiming xds.Timing
 	// TrustDomain is the SPIFFE trust domain of data planes' certificates.
 	TrustDomain string
+	// ManifestKey, when set, signs what each revision consists of, so that relays can
+	// tell that nothing on the way changed it. All servers of a cluster need the same.
+	ManifestKey ed25519.PrivateKey
 	// Insecure allows plaintext, on loopback addresses.
 	Insecure bool
 

@@ -100,6 +100,7 @@ func (p *presence) handle(_ context.Context, _ string, message []byte) ([]byte, 
 	planes, until, more := p.fleet.Presence(since)
 	return proto.Marshal(&musterv1.PeerMessage{Message: &musterv1.PeerMessage_PresenceResponse{PresenceResponse: &musterv1.PresenceResponse{
 		Instance: p.instance, Until: until, More: more, DataPlanes: planes, Version: p.version, AdminAddress: p.admin,
+		Relays: p.fleet.RelayStates(),
 	}}})
 }
 
@@ -200,6 +201,7 @@ func (p *presence) exchangeWith(ctx context.Context, peer *presentPeer) {
 			return
 		}
 		peer.answered(resp, p.now())
+		p.fleet.LearnRelays(peer.id, resp.GetRelays())
 		if !p.fleet.Learn(peer.id, resp.GetInstance(), resp.GetDataPlanes()) {
 			peer.instance, peer.since = "", 0
 			return

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/musterhq/muster/raftstore/failpoint"
+	musterv1 "github.com/musterhq/muster/proto/muster/v1"
 	"github.com/musterhq/muster/raftstore/state"
 	"github.com/musterhq/muster/resource"
 	"github.com/musterhq/muster/server/compile"
@@ -45,6 +46,7 @@ type publisher struct {
 	metrics *metrics
 	logger  *slog.Logger
 	now     func() time.Time
+	sign    func(*musterv1.Manifest) // nil: nothing is signed
 
 	// ready is set once every group of a caught-up store was published.
 	ready atomic.Bool
@@ -195,7 +197,7 @@ func (p *publisher) compile(id string, last *publication, g *state.Group, v snap
 	)
 	if last == nil {
 		compiled, delta, problems = compile.Full(g.View())
-		snap = snapshot.Empty(id, v.Epoch).Next(v, delta)
+		snap = snapshot.Empty(id, v.Epoch).Signed(p.sign).Next(v, delta)
 	} else {
 		compiled, delta, problems = last.compiled.Next(g.View(), changesBetween(last.group, g))
 		snap = last.snap.Next(v, delta)

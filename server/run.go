@@ -113,6 +113,7 @@ func (s *Server) closePorts(grace context.Context, p *ports) {
 		c.cancel()
 	}
 	s.admin.Drain()
+	s.relays.Drain()
 	xdsDone := make(chan struct{})
 	go func() {
 		defer close(xdsDone)

@@ -20,6 +20,7 @@ import (
 	"github.com/musterhq/muster/server/admin"
 	"github.com/musterhq/muster/server/auth"
 	"github.com/musterhq/muster/server/compile/plugin"
+	"github.com/musterhq/muster/server/downstream"
 	"github.com/musterhq/muster/server/fleet"
 	"github.com/musterhq/muster/server/xds"
 )
@@ -41,6 +42,7 @@ type Server struct {
 	pub     *publisher
 	present *presence
 	xds     *xds.Server
+	relays  *downstream.Service
 	admin   *admin.Service
 	auth    *auth.Authenticator
 
@@ -77,6 +79,7 @@ func New(cfg Config) (_ *Server, err error) {
 	})
 	s.present = newPresence(s.store, s.fleet, cfg.DataDir, cfg.Version, s.adminLn.Addr().String(), cfg.Logger)
 	s.pub = newPublisher(s.store, s.fleet, s.metrics, cfg.Logger, time.Now)
+	s.pub.sign = signer(cfg.ManifestKey)
 	s.metrics.follow(s.fleet, s.store)
 	s.xds = xds.NewServer(xds.Config{
 		Source:    s.pub,
@@ -86,6 +89,9 @@ func New(cfg Config) (_ *Server, err error) {
 		Timing:    cfg.XDSTiming,
 		Metrics:   s.metrics.registry,
 		Logger:    cfg.Logger,
+	})
+	s.relays = downstream.New(downstream.Config{
+		Authorize: s.authorizeRelay, Groups: relayedGroups{s}, Fleet: s.fleet, Logger: cfg.Logger,
 	})
 	s.admin = admin.New(admin.Config{
 		Store:    s.store,

@@ -29,6 +29,7 @@ func (s *Service) ListDataPlanes(ctx context.Context, req *musterv1.ListDataPlan
 	return &musterv1.ListDataPlanesResponse{
 		DataPlanes:    s.cfg.Fleet.List(g.ID(), fleet.ListOptions{IDs: req.GetIds(), Types: req.GetTypes()}),
 		GroupRevision: g.Revision(),
+		Relays:        s.cfg.Fleet.Relays(g.ID()),
 	}, nil
 }
 

@@ -38,6 +38,7 @@ type Compiler interface {
 // Fleet knows the data planes.
 type Fleet interface {
 	List(group string, opts fleet.ListOptions) []*musterv1.DataPlane
+	Relays(group string) []*musterv1.Relay
 	Wait(ctx context.Context, group string, spec fleet.WaitSpec, progress func(*musterv1.WaitResponse) error) error
 	// Live counts the data planes that are connected to any server, LiveHere
 	// those that are to this one.

@@ -12,6 +12,8 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
+
+	"github.com/musterhq/muster/server/xds"
 )
 
 // DataPlanes decides which group a data plane belongs to. It is immutable.
@@ -41,6 +43,9 @@ func (d DataPlanes) Authorize(ctx context.Context, node *corev3.Node) (string, e
 	if !nodeID.MatchString(node.GetId()) {
 		return "", status.Error(codes.InvalidArgument, "node.id must be 1 to 256 of [a-zA-Z0-9_.:@~/-] and begin with a letter or digit")
 	}
+	if node.GetUserAgentName() == xds.RelayAgent {
+		return group, d.authorizeRelay(ctx, node, group)
+	}
 	uris, encrypted := peerURIs(ctx)
 	if !encrypted {
 		if d.Plaintext {
@@ -55,6 +60,73 @@ func (d DataPlanes) Authorize(ctx context.Context, node *corev3.Node) (string, e
 		}
 	}
 	return "", status.Errorf(codes.PermissionDenied, "the certificate does not allow node %q in group %q", node.GetId(), group)
+}
+
+// Carrier says what a relay may do.
+type Carrier struct {
+	any    bool
+	groups map[string]bool
+	// agent is set for a relay with a data plane's certificate, which may carry that
+	// data plane's group for it alone.
+	agent string
+}
+
+// Carries tells whether the relay may carry a group.
+func (c Carrier) Carries(group string) bool { return c.any || c.groups[group] }
+
+// Tells tells whether the relay may report on a data plane.
+func (c Carrier) Tells(node string) bool { return c.agent == "" || c.agent == node }
+
+// AuthorizeRelay checks that the peer is the relay of the id, and returns what it
+// may do. A certificate names a relay as spiffe://<trust-domain>/relay/<id>, for
+// any group, or once per group as spiffe://<trust-domain>/relay/<id>/group/<group>.
+// The id holds no slash. A data plane's certificate is that of an agent.
+func (d DataPlanes) AuthorizeRelay(ctx context.Context, id string) (Carrier, error) {
+	c := Carrier{groups: map[string]bool{}}
+	if !nodeID.MatchString(id) {
+		return c, status.Error(codes.InvalidArgument, "a relay's id must be 1 to 256 of [a-zA-Z0-9_.:@~/-] and begin with a letter or digit")
+	}
+	uris, encrypted := peerURIs(ctx)
+	if !encrypted {
+		if d.Plaintext {
+			return Carrier{any: true}, nil
+		}
+		return c, status.Error(codes.Unauthenticated, "a client certificate is required")
+	}
+	for _, uri := range uris {
+		if uri.Scheme != "spiffe" || uri.Host != d.TrustDomain || strings.Contains(id, "/") {
+			continue
+		}
+		rest, ok := strings.CutPrefix(uri.Path, "/relay/"+id)
+		switch group, of := strings.CutPrefix(rest, "/group/"); {
+		case !ok:
+		case rest == "":
+			c.any = true
+		case of && group != "" && !strings.Contains(group, "/"):
+			c.groups[group] = true
+		}
+	}
+	if c.any || len(c.groups) > 0 {
+		return c, nil
+	}
+	for _, uri := range uris {
+		if group, node, ok := d.parse(uri); ok && node == id {
+			c.groups[group], c.agent = true, id
+		}
+	}
+	if len(c.groups) == 0 {
+		return c, status.Errorf(codes.PermissionDenied, "the certificate is not that of relay %q", id)
+	}
+	return c, nil
+}
+
+// authorizeRelay is Authorize for a relay's stream of one group.
+func (d DataPlanes) authorizeRelay(ctx context.Context, node *corev3.Node, group string) error {
+	c, err := d.AuthorizeRelay(ctx, node.GetId())
+	if err == nil && !c.Carries(group) {
+		err = status.Errorf(codes.PermissionDenied, "the certificate does not allow relay %q to carry group %q", node.GetId(), group)
+	}
+	return err
 }
 
 // parse reads spiffe://<trust-domain>/group/<group>/node/<id>. The id may hold

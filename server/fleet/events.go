@@ -15,6 +15,9 @@ var _ xds.Observer = (*Registry)(nil)
 
 // Connected implements xds.Observer.
 func (r *Registry) Connected(s *xds.Stream) {
+	if s.Relay {
+		return // it tells by itself, see RelayJoined; its data planes are what counts
+	}
 	now := r.cfg.Now()
 	g := r.group(s.Group)
 	g.mu.Lock()

@@ -6,7 +6,6 @@ import (
 	"slices"
 	"time"
 
-	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	musterv1 "github.com/musterhq/muster/proto/muster/v1"
@@ -36,8 +35,9 @@ type plane struct {
 	server  string      // what it hangs on, or hung on last
 	streams []*stream   // the live ones, oldest first
 	info    *xds.Stream // the newest one
-	// away is set while the data plane is connected to another server.
+	// away is set while the data plane is connected to another server, or to a relay.
 	away bool
+	hops []hop // the relays between this server, or the other one, and the data plane
 	// seq is the number of the plane's last change, at its place in group.order.
 	seq   uint64
 	place *list.Element
@@ -240,9 +240,11 @@ func (p *plane) message(g *group, now time.Time, types bool) *musterv1.DataPlane
 		ConnectedAt:   stamp(p.connected),
 		LastSeen:      stamp(p.seen),
 		Server:        p.server,
+		Lag:           g.lag(p.whole, now),
+		Hops:          p.hopMessages(g, now),
 	}
-	if at, ok := g.timeline.since(p.whole); ok {
-		m.Lag = durationpb.New(max(0, now.Sub(at)))
+	if n := len(m.Hops); n > 0 {
+		m.Relay = m.Hops[n-1].Relay
 	}
 	for _, r := range p.refusals {
 		m.Refusals = append(m.Refusals, r.msg)

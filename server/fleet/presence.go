@@ -19,6 +19,7 @@ const presenceBytes = 1 << 20
 // in the order of their changes. When more is true the answer was cut and
 // another should be asked for at once. It costs O(groups + changed).
 func (r *Registry) Presence(since uint64) (planes []*musterv1.DataPlane, until uint64, more bool) {
+	r.expire(r.cfg.Now())
 	// Read first: what changes while the planes are gathered is told twice rather
 	// than not at all.
 	until = r.seq.Load()
@@ -44,7 +45,12 @@ func (r *Registry) Presence(since uint64) (planes []*musterv1.DataPlane, until u
 	size := 0
 	for i, c := range changes {
 		c.g.mu.Lock()
-		m := c.p.message(c.g, now, true)
+		// What hung on one relay may hang on another now, or on the server itself.
+		p := c.g.own(c.p.id)
+		if p == nil {
+			p = c.p // forgotten meanwhile
+		}
+		m := p.message(c.g, now, true)
 		c.g.mu.Unlock()
 		planes = append(planes, m)
 		if size += proto.Size(m); size > presenceBytes && i < len(changes)-1 {
@@ -104,6 +110,7 @@ func (r *Registry) belongs(m *musterv1.DataPlane) bool {
 func (r *Registry) Lost(server string) {
 	r.mu.Lock()
 	delete(r.instances, server) // it tells everything when it is back
+	delete(r.relays.away, server)
 	r.mu.Unlock()
 	for _, g := range r.all() {
 		g.mu.Lock()
@@ -174,6 +181,7 @@ func planeOf(m *musterv1.DataPlane, away bool) *plane {
 		id:     m.GetId(),
 		server: m.GetServer(),
 		away:   away,
+		hops:   hopsOf(m),
 		info: &xds.Stream{
 			Group: m.GetGroup(), Node: m.GetId(), UserAgent: m.GetUserAgent(), Protocol: m.GetProtocol(), Address: m.GetAddress(),
 		},

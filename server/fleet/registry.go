@@ -53,6 +53,7 @@ type Registry struct {
 	groups map[string]*group
 	// instances are the instances of the other servers, as they last told.
 	instances map[string]string
+	relays    relays
 }
 
 // group holds what is known of one group's data planes.
@@ -65,6 +66,10 @@ type group struct {
 	planes   map[string]*plane // of this server
 	live     int               // those of them with a stream
 	order    *list.List        // of *plane of this server, the last changed last
+	// below are the data planes of relays that hang on this server, by relay and id.
+	below map[string]map[string]*plane
+	// served is what each relay serves, of this and the other servers.
+	served map[string]Version
 	// remote are the data planes of the other servers, by server and id.
 	remote  map[string]map[string]*plane
 	waiters map[chan struct{}]struct{}
@@ -79,7 +84,10 @@ func New(cfg Config) *Registry {
 	if cfg.ForgetAfter == 0 {
 		cfg.ForgetAfter = 7 * 24 * time.Hour
 	}
-	return &Registry{cfg: cfg, groups: map[string]*group{}, instances: map[string]string{}}
+	return &Registry{
+		cfg: cfg, groups: map[string]*group{}, instances: map[string]string{},
+		relays: relays{attached: map[string]uint64{}, here: map[string]*relayed{}, away: map[string][]*musterv1.RelayState{}},
+	}
 }
 
 // Published tells that a group's snapshot of a version is served from now on.
@@ -153,6 +161,7 @@ func (r *Registry) List(groupID string, opts ListOptions) []*musterv1.DataPlane 
 		return nil
 	}
 	now := r.cfg.Now()
+	r.expire(now)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.forget(now, r.cfg)
@@ -176,29 +185,37 @@ func (r *Registry) List(groupID string, opts ListOptions) []*musterv1.DataPlane 
 // merged returns the group's data planes of all servers, each as the server
 // knows it that it is or was last connected to. Do not modify the map.
 func (g *group) merged() map[string]*plane {
-	if len(g.remote) == 0 {
+	if len(g.remote)+len(g.below) == 0 {
 		return g.planes
 	}
 	all := maps.Clone(g.planes)
-	for _, planes := range g.remote {
-		for id, p := range planes {
-			if mine, ok := all[id]; !ok || p.better(mine) {
-				all[id] = p
+	for _, from := range []map[string]map[string]*plane{g.below, g.remote} {
+		for _, planes := range from {
+			for id, p := range planes {
+				if mine, ok := all[id]; !ok || p.better(mine) {
+					all[id] = p
+				}
 			}
 		}
 	}
 	return all
 }
 
-// find is merged for one data plane.
-func (g *group) find(id string) *plane {
-	best := g.planes[id]
-	for _, planes := range g.remote {
-		if p := planes[id]; p != nil && (best == nil || p.better(best)) {
-			best = p
+// own is a data plane of this server, or of a relay below it.
+func (g *group) own(id string) *plane { return best(g.planes[id], g.below, id) }
+
+func best(p *plane, others map[string]map[string]*plane, id string) *plane {
+	for _, planes := range others {
+		if o := planes[id]; o != nil && (p == nil || o.better(p)) {
+			p = o
 		}
 	}
-	return best
+	return p
+}
+
+// find is merged for one data plane.
+func (g *group) find(id string) *plane {
+	return best(g.own(id), g.remote, id)
 }
 
 // Counts is a group's data planes by state.
@@ -254,6 +271,7 @@ func (r *Registry) group(id string) *group {
 	if g == nil {
 		g = &group{
 			id: id, planes: map[string]*plane{}, order: list.New(),
+			below: map[string]map[string]*plane{}, served: map[string]Version{},
 			remote: map[string]map[string]*plane{}, waiters: map[chan struct{}]struct{}{},
 		}
 		r.groups[id] = g
@@ -275,6 +293,9 @@ func (g *group) poke() {
 // forget drops offline planes that are gone for too long or too many.
 func (g *group) forget(now time.Time, cfg Config) {
 	g.forgetIn(g.planes, now, cfg)
+	for _, planes := range g.below {
+		g.forgetIn(planes, now, cfg)
+	}
 	for _, planes := range g.remote {
 		g.forgetIn(planes, now, cfg)
 	}

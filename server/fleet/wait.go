@@ -68,6 +68,7 @@ func (r *Registry) Wait(ctx context.Context, groupID string, spec WaitSpec, prog
 	<-pause.C
 	var last *musterv1.WaitResponse
 	for {
+		r.expire(r.cfg.Now())
 		now, dropped := g.look(spec, r.cfg.Now())
 		if dropped {
 			return ErrGroupDropped

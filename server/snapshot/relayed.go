@@ -187,3 +187,13 @@ func (s *Snapshot) Signed(sign func(*musterv1.Manifest)) *Snapshot {
 	c.sign, c.manifests = sign, &manifests{}
 	return &c
 }
+
+// RelayNames returns the names that a resource may have among those of RelayType,
+// one for each view.
+func RelayNames(k compile.Key) []string {
+	names := make([]string, viewCount)
+	for view := range viewCount {
+		names[view] = relayName(view, k)
+	}
+	return names
+}
