@@ -23,7 +23,14 @@ var _ xds.Source = (*publisher)(nil)
 // Subscribe implements xds.Source. group is an id, as the authorisation
 // resolved it.
 func (p *publisher) Subscribe(group string, node *corev3.Node, wake func()) (xds.Feed, error) {
-	feed, err := p.hub.Subscribe(group, node, wake)
+	hub := p.hub
+	if xds.Proxyless(node) {
+		if pg := p.lookup(group); pg != nil {
+			p.proxyless(pg, true)
+		}
+		hub = p.grpcHub
+	}
+	feed, err := hub.Subscribe(group, node, wake)
 	if status.Code(err) == codes.NotFound {
 		// It was authorised a moment ago, so it was just deleted, and perhaps is
 		// being made again. Asking again tells.
@@ -107,7 +114,9 @@ func (p *publisher) Describe(group, typeURL, name string) ([]resource.Key, *must
 	}
 	r, ok := pub.resource(typeURL, name)
 	if !ok {
-		return nil, nil, false
+		if r, ok = pg.proxyless.resource(typeURL, name); !ok {
+			return nil, nil, false
+		}
 	}
 	rev := &musterv1.Revision{}
 	for _, key := range r.Origins {

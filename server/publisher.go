@@ -40,9 +40,11 @@ const recentPublications = 64
 // One goroutine publishes, so that the revisions of a group come in order; what
 // was published is read without a lock.
 type publisher struct {
-	store   stateSource
-	fleet   fleetSink
-	hub     *xds.Hub
+	store stateSource
+	fleet fleetSink
+	hub   *xds.Hub
+	// grpcHub serves gRPC's own xDS clients; see proxyless.go.
+	grpcHub *xds.Hub
 	metrics *metrics
 	logger  *slog.Logger
 	now     func() time.Time
@@ -65,6 +67,8 @@ type publishedGroup struct {
 
 	mu     sync.Mutex
 	recent []*publication // oldest first, the current one last
+
+	proxyless proxylessGroup
 }
 
 // publication is one group at one revision. It is immutable.
@@ -75,7 +79,7 @@ type publication struct {
 }
 
 func newPublisher(store stateSource, sink fleetSink, m *metrics, logger *slog.Logger, now func() time.Time) *publisher {
-	return &publisher{store: store, fleet: sink, hub: xds.NewHub(), metrics: m, logger: logger, now: now, groups: map[string]*publishedGroup{}}
+	return &publisher{store: store, fleet: sink, hub: xds.NewHub(), grpcHub: xds.NewHub(), metrics: m, logger: logger, now: now, groups: map[string]*publishedGroup{}}
 }
 
 // readyPoll is how often a store that is not ready is looked at: becoming ready
@@ -176,6 +180,7 @@ func (p *publisher) publish(pg *publishedGroup, last *publication, g *state.Grou
 	p.fleet.Published(pg.id, v)
 	failpoint.Hit("push")
 	p.hub.Publish(next.snap)
+	p.proxyless(pg, false)
 	p.metrics.publishSeconds.Observe(p.now().Sub(began).Seconds())
 	p.metrics.groupRevision.WithLabelValues(pg.id).Set(float64(v.Revision))
 }
@@ -252,6 +257,7 @@ func (p *publisher) sweep(st *state.State) {
 	p.mu.Unlock()
 	for _, pg := range gone {
 		p.hub.Remove(pg.id)
+		p.removeProxyless(pg)
 		p.fleet.Dropped(pg.id)
 		p.metrics.forget(pg.id)
 		p.logger.Info("group deleted; its streams end", "group", pg.id)

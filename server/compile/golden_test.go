@@ -58,6 +58,19 @@ func compareGolden(t *testing.T, golden, got string) {
 // compileFile compiles a declarative file and prints the result.
 func compileFile(t *testing.T, file string) string {
 	t.Helper()
+	base, _, _ := compile.Full(state.View{})
+	view, changes := commitFile(t, file)
+	if len(changes) == 0 {
+		_, delta, problems := compile.Full(state.View{})
+		return printed(t, delta, problems)
+	}
+	_, delta, problems := base.Next(view, changes)
+	return printed(t, delta, problems)
+}
+
+// commitFile commits what a declarative file holds to an empty group.
+func commitFile(t *testing.T, file string) (state.View, []state.Change) {
+	t.Helper()
 	data, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
@@ -73,13 +86,9 @@ func compileFile(t *testing.T, file string) string {
 		}
 	}
 	if len(decoded.Resources) == 0 {
-		_, delta, problems := compile.Full(state.View{})
-		return printed(t, delta, problems)
+		return state.View{}, nil
 	}
-	base, _, _ := compile.Full(state.View{})
-	view, changes := newStore(t).commit(decoded.Resources)
-	_, delta, problems := base.Next(view, changes)
-	return printed(t, delta, problems)
+	return newStore(t).commit(decoded.Resources)
 }
 
 func printed(t *testing.T, delta compile.Delta, problems resource.Problems) string {

@@ -71,7 +71,7 @@ func draw(t *rapid.T, tb testing.TB) *musterv1.Resource {
 	switch pick([]string{"service", "route", "route", "route", "route", "route", "route", "ssl", "consumer", "credential", "rule", "xds"}, "kind") {
 	case "service":
 		return &musterv1.Resource{Kind: &musterv1.Resource_Service{Service: &musterv1.Service{
-			Id: id, Hosts: some(someHosts, "hosts"), PathPrefix: pick([]string{"", "/", "/x", "/y/"}, "prefix"),
+			Id: id, Name: pick([]string{"", "1", "2", "shop", "stock"}, "service name"), Hosts: some(someHosts, "hosts"), PathPrefix: pick([]string{"", "/", "/x", "/y/"}, "prefix"),
 			Upstream: upstream(), Plugins: plugins(),
 			Upstreams: []*musterv1.Upstream{{Name: pick([]string{"blue", "green"}, "name")}},
 		}}}

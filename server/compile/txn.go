@@ -69,11 +69,18 @@ func (t *txn) drop(k Key) {
 
 // own sets the resources that an object has to itself, instead of those it had.
 func (t *txn) own(object resource.Key, resources []Resource) {
+	for i := range resources {
+		resources[i].Origins = append([]resource.Key{object}, resources[i].Origins...)
+	}
+	t.hold(object, resources)
+}
+
+// hold is own for resources that know their origins.
+func (t *txn) hold(object resource.Key, resources []Resource) {
 	at := []byte(object.String())
 	had, _ := t.owned.Get(at)
 	var have []Key
 	for _, r := range resources {
-		r.Origins = append([]resource.Key{object}, r.Origins...)
 		t.put(r)
 		have = append(have, r.Key)
 	}

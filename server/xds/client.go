@@ -55,7 +55,7 @@ func clientOf(node *corev3.Node, delta bool) (client, error) {
 				"Envoy %d.%d is too old: the configuration of this gateway group needs %d.%d or newer",
 				v.GetMajorNumber(), v.GetMinorNumber(), oldestMajor, oldestMinor)
 		}
-	case strings.HasPrefix(name, "gRPC"):
+	case Proxyless(node):
 		c.family = grpcClient
 	case name == RelayAgent:
 		// It passes every view on, and says nothing of where it listens.
@@ -127,6 +127,9 @@ func listenOf(node *corev3.Node) (compile.ListenOptions, error) {
 	}
 	return out, nil
 }
+
+// Proxyless reports whether a node is one of gRPC's own xDS clients.
+func Proxyless(node *corev3.Node) bool { return strings.HasPrefix(node.GetUserAgentName(), "gRPC") }
 
 func agentOf(node *corev3.Node) string {
 	name, version := node.GetUserAgentName(), node.GetUserAgentVersion()

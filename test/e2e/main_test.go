@@ -11,6 +11,7 @@ import (
 
 	"github.com/musterhq/muster/test/e2e/control"
 	"github.com/musterhq/muster/test/e2e/envoy"
+	"github.com/musterhq/muster/test/e2e/grpcclient"
 	"github.com/musterhq/muster/test/e2e/pki"
 )
 
@@ -19,6 +20,9 @@ var (
 	muster    string
 	envoys    []envoy.Binary
 	authority *pki.Authority
+	// The proxyless gRPC clients, and a gRPC server that muster configures.
+	clients    []grpcclient.Client
+	grpcServer string
 )
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
@@ -43,6 +47,9 @@ func run(m *testing.M) int {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
 	if muster, err = control.Build(ctx, dir); err != nil {
+		return fail(err)
+	}
+	if clients, grpcServer, err = grpcclient.Clients(ctx, dir); err != nil {
 		return fail(err)
 	}
 	return m.Run()

@@ -17,7 +17,7 @@ func (a *app) bootstrapCommand() *cobra.Command {
 		Args:  noArgs,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(a.bootstrapEnvoyCommand())
+	cmd.AddCommand(a.bootstrapEnvoyCommand(), a.bootstrapGRPCCommand())
 	return cmd
 }
 
@@ -48,10 +48,7 @@ xDS address is the admin address's host and the port 500 above, unless
 	fl.IntVar(&e.HTTPSPort, "https-port", 0, "HTTPS port (default 9443)")
 	fl.StringVar(&e.ListenAddress, "listen-address", "", "address to serve on (default 0.0.0.0)")
 	fl.IntVar(&e.AdminPort, "admin-port", 9901, "port of Envoy's admin interface, on 127.0.0.1; 0 picks one")
-	fl.StringSliceVar(&e.Servers, "xds-address", nil, "host:port of the servers' xDS ports, separated by commas")
-	fl.StringVar(&tls.CAFile, "xds-ca-file", "", "PEM file that verifies the servers")
-	fl.StringVar(&tls.CertFile, "xds-cert-file", "", "PEM file of the data plane's certificate")
-	fl.StringVar(&tls.KeyFile, "xds-key-file", "", "PEM file of the data plane's key")
+	serverFlags(cmd, &e.Servers, &tls)
 	a.groupFlag(cmd)
 	cmd.RunE = func(*cobra.Command, []string) error {
 		t, err := a.target()
@@ -69,15 +66,8 @@ xDS address is the admin address's host and the port 500 above, unless
 				return err
 			}
 		}
-		if len(e.Servers) == 0 {
-			for _, ep := range t.endpoints {
-				host, port, _ := net.SplitHostPort(ep.hostport)
-				n, err := strconv.Atoi(port)
-				if err != nil {
-					return usagef("admin address %q has no numeric port; give --xds-address", ep.hostport)
-				}
-				e.Servers = append(e.Servers, net.JoinHostPort(host, strconv.Itoa(n+xdsPortDistance)))
-			}
+		if e.Servers, err = xdsServers(t, e.Servers); err != nil {
+			return err
 		}
 		if tls != (bootstrap.TLS{}) {
 			e.TLS = &tls
@@ -90,6 +80,87 @@ xDS address is the admin address's host and the port 500 above, unless
 		return err
 	}
 	return cmd
+}
+
+func (a *app) bootstrapGRPCCommand() *cobra.Command {
+	var g bootstrap.GRPC
+	var tls bootstrap.TLS
+	cmd := &cobra.Command{
+		Use:   "grpc",
+		Short: "Print the bootstrap of proxyless gRPC clients and servers",
+		Long: `Print the bootstrap of a process with gRPC clients that call xds:///SERVICE, or
+with xDS-enabled gRPC servers. The process finds it by GRPC_XDS_BOOTSTRAP, the
+name of a file. Nothing is asked of a server: the xDS address is the admin
+address's host and the port 500 above, unless --xds-address says otherwise.
+
+Of several addresses a client uses the first that it reaches; grpc-js uses the
+first only, and grpc-go hears of no changes after it went back to an earlier one.
+A DNS name of all servers has neither fault.`,
+		Example: `  muster bootstrap grpc -g edge > xds.json && GRPC_XDS_BOOTSTRAP=xds.json ./client
+  muster bootstrap grpc -g edge --node-id checkout-1 --zone eu-1a
+  muster bootstrap grpc -g edge --xds-address muster.example.com:7943 \
+      --xds-ca-file ca.pem --xds-cert-file dp.pem --xds-key-file dp.key`,
+		Args: noArgs,
+	}
+	fl := cmd.Flags()
+	fl.StringVar(&g.NodeID, "node-id", "", "the process's id (default grpc-HOSTNAME)")
+	fl.StringVar(&g.Region, "region", "", "region that the process runs in")
+	fl.StringVar(&g.Zone, "zone", "", "zone that the process runs in")
+	fl.StringVar(&g.SubZone, "sub-zone", "", "part of the zone that the process runs in")
+	serverFlags(cmd, &g.Servers, &tls)
+	a.groupFlag(cmd)
+	cmd.RunE = func(*cobra.Command, []string) error {
+		t, err := a.target()
+		if err != nil {
+			return err
+		}
+		g.Group = t.group
+		if g.NodeID == "" {
+			if g.NodeID, err = defaultNodeID("grpc", 0); err != nil {
+				return err
+			}
+		}
+		if g.Servers, err = xdsServers(t, g.Servers); err != nil {
+			return err
+		}
+		if tls != (bootstrap.TLS{}) {
+			g.TLS = &tls
+		}
+		out, err := g.JSON()
+		if err != nil {
+			return usagef("%s", err)
+		}
+		_, err = a.env.Stdout.Write(out)
+		return err
+	}
+	return cmd
+}
+
+// serverFlags are the flags that say how a data plane reaches its servers.
+func serverFlags(cmd *cobra.Command, servers *[]string, tls *bootstrap.TLS) {
+	fl := cmd.Flags()
+	fl.StringSliceVar(servers, "xds-address", nil, "host:port of the servers' xDS ports, separated by commas")
+	fl.StringVar(&tls.CAFile, "xds-ca-file", "", "PEM file that verifies the servers")
+	fl.StringVar(&tls.CertFile, "xds-cert-file", "", "PEM file of the data plane's certificate")
+	fl.StringVar(&tls.KeyFile, "xds-key-file", "", "PEM file of the data plane's key")
+}
+
+// xdsServers returns the servers that were given, or those beside the admin
+// addresses.
+func xdsServers(t target, given []string) ([]string, error) {
+	if len(given) > 0 {
+		return given, nil
+	}
+	var servers []string
+	for _, ep := range t.endpoints {
+		host, port, _ := net.SplitHostPort(ep.hostport)
+		n, err := strconv.Atoi(port)
+		if err != nil {
+			return nil, usagef("admin address %q has no numeric port; give --xds-address", ep.hostport)
+		}
+		servers = append(servers, net.JoinHostPort(host, strconv.Itoa(n+xdsPortDistance)))
+	}
+	return servers, nil
 }
 
 // defaultNodeID names a data plane by its machine, and by its port where several

@@ -126,6 +126,11 @@ func disabled(config *structpb.Struct) bool {
 	return config.GetFields()["_meta"].GetStructValue().GetFields()["disable"].GetBoolValue()
 }
 
+// Enabled lists the plugins that are not switched off, in order.
+func Enabled(plugins map[string]*structpb.Struct) []string {
+	return slices.DeleteFunc(sortedKeys(plugins), func(name string) bool { return disabled(plugins[name]) })
+}
+
 // decode reads a configuration that was judged good into into, which holds the
 // defaults and keeps them where the configuration cannot be read.
 func decode(config *structpb.Struct, into any) {

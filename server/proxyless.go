@@ -1,0 +1,98 @@
+package server
+
+import (
+	"fmt"
+	"sync"
+
+	"github.com/musterhq/muster/raftstore/state"
+	"github.com/musterhq/muster/server/compile"
+	"github.com/musterhq/muster/server/snapshot"
+)
+
+// proxylessGroup is a group as gRPC's own xDS clients see it. It is compiled
+// from the first of them on: most groups have none, and need pay nothing.
+type proxylessGroup struct {
+	mu      sync.Mutex
+	wanted  bool
+	removed bool
+	// current is nil before the first publication.
+	current *proxylessPublication
+	failed  *state.Group
+}
+
+// proxylessPublication is one group at one revision. It is immutable.
+type proxylessPublication struct {
+	group    *state.Group
+	compiled *compile.Proxyless
+	snap     *snapshot.Snapshot
+}
+
+// proxyless brings what gRPC clients see to the group's current publication. With
+// want it is wanted from now on; else nothing is done where it is not.
+func (p *publisher) proxyless(pg *publishedGroup, want bool) {
+	g := &pg.proxyless
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.wanted = g.wanted || want
+	pub := pg.current.Load()
+	if !g.wanted || g.removed || pub == nil || g.failed == pub.group || g.current != nil && g.current.group == pub.group {
+		return
+	}
+	next, err := g.next(pg.id, pub)
+	if err != nil {
+		g.failed = pub.group
+		p.metrics.publishFailures.WithLabelValues(pg.id).Inc()
+		p.logger.Error("a revision cannot be compiled for gRPC clients; they stay at its last good one",
+			"group", pg.id, "revision", pub.group.Revision(), "error", err)
+		return
+	}
+	changed := g.current == nil || g.current.snap != next.snap
+	g.current = next
+	if changed {
+		p.grpcHub.Publish(next.snap)
+	}
+}
+
+// next compiles the publication. A panic of the compiler is returned as an error.
+func (g *proxylessGroup) next(id string, pub *publication) (next *proxylessPublication, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			next, err = nil, fmt.Errorf("the compiler failed: %v", r)
+		}
+	}()
+	v, last := pub.snap.Version(), g.current
+	if last != nil && last.snap.Version() == v && last.group.View() == pub.group.View() {
+		return &proxylessPublication{pub.group, last.compiled, last.snap}, nil // only what describes the group changed
+	}
+	var (
+		compiled *compile.Proxyless
+		delta    compile.Delta
+		snap     *snapshot.Snapshot
+	)
+	if last == nil {
+		compiled, delta = compile.FullProxyless(pub.group.View())
+		snap = snapshot.Empty(id, v.Epoch)
+	} else {
+		compiled, delta = last.compiled.Next(pub.group.View(), changesBetween(last.group, pub.group))
+		snap = last.snap
+	}
+	return &proxylessPublication{pub.group, compiled, snap.Next(v, delta).Published(pub.snap.PublishedAt())}, nil
+}
+
+// removeProxyless ends the streams of a deleted group.
+func (p *publisher) removeProxyless(pg *publishedGroup) {
+	pg.proxyless.mu.Lock()
+	defer pg.proxyless.mu.Unlock()
+	pg.proxyless.removed = true
+	p.grpcHub.Remove(pg.id)
+}
+
+// resource finds what gRPC clients get.
+func (g *proxylessGroup) resource(typeURL, name string) (*snapshot.Resource, bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.current == nil {
+		return nil, false
+	}
+	return g.current.snap.Set(typeURL, snapshot.View{Client: compile.ViewGRPC}).Get(name)
+}

@@ -1,0 +1,181 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"strconv"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/metadata"
+
+	musterv1 "github.com/musterhq/muster/proto/muster/v1"
+	"github.com/musterhq/muster/test/e2e/grpcclient"
+)
+
+// followTimeout bounds how long a change may take to be seen in calls.
+const followTimeout = 20 * time.Second
+
+// startHealth runs a gRPC server that names itself in every answer.
+func startHealth(t *testing.T, name string) *musterv1.Node {
+	t.Helper()
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := grpc.NewServer(grpc.UnaryInterceptor(func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+		if err := grpc.SetHeader(ctx, metadata.Pairs("x-backend", name)); err != nil {
+			return nil, err
+		}
+		return next(ctx, req)
+	}))
+	healthpb.RegisterHealthServer(server, health.NewServer())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = server.Serve(lis) // ends with Stop
+	}()
+	t.Cleanup(func() {
+		server.Stop()
+		<-done
+	})
+	_, port, err := net.SplitHostPort(lis.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := strconv.Atoi(port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &musterv1.Node{Host: "127.0.0.1", Port: int32(n)}
+}
+
+func grpcUpstream(nodes ...*musterv1.Node) *musterv1.Upstream {
+	return &musterv1.Upstream{Scheme: "grpc", Nodes: nodes}
+}
+
+func grpcService(id string, nodes ...*musterv1.Node) *musterv1.Change {
+	return service(&musterv1.Service{Id: id, Name: id, Upstream: grpcUpstream(nodes...)})
+}
+
+// startClient runs a client against the site, and ends it with the test.
+func (s *site) startClient(t *testing.T, c grpcclient.Client, group, nodeID, target string, change func(*grpcclient.Config)) *grpcclient.Run {
+	t.Helper()
+	bootstrap, err := s.CLI(t.Context(), "", "bootstrap", "grpc", "--group", group, "--node-id", nodeID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := grpcclient.Config{Bootstrap: bootstrap, Target: "xds:///" + target, Rate: 100, Timeout: 5 * time.Second, Dir: t.TempDir()}
+	if change != nil {
+		change(&cfg)
+	}
+	run, err := c.Start(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if !run.Running() {
+			t.Errorf("the %s client ended by itself: %v", c.Name, run.Err())
+		}
+		run.Stop()
+		if t.Failed() {
+			t.Logf("the %s client said:\n%s", c.Name, tailOf(run.Stderr(), 2000))
+		}
+	})
+	return run
+}
+
+// answered waits for calls that are answered by a backend, 20 in a row.
+func answered(t *testing.T, run *grpcclient.Run, mark int, backend string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), followTimeout)
+	defer cancel()
+	if _, err := run.Next(ctx, mark, func(rs []grpcclient.Result) bool {
+		if len(rs) < 20 {
+			return false
+		}
+		for _, r := range rs[len(rs)-20:] {
+			if !r.OK() || r.Backend != backend {
+				return false
+			}
+		}
+		return true
+	}); err != nil {
+		t.Fatalf("no answers from %s: %v", backend, err)
+	}
+}
+
+// noneLost wants every call since the mark to have succeeded.
+func noneLost(t *testing.T, run *grpcclient.Run, mark int, during string) {
+	t.Helper()
+	lost, first := 0, ""
+	all := run.Since(mark)
+	for _, r := range all {
+		if !r.OK() {
+			lost++
+			if first == "" {
+				first = fmt.Sprintf("%s: %s", r.Code, r.Detail)
+			}
+		}
+	}
+	if lost > 0 {
+		t.Errorf("%s: %d of %d calls were lost, the first with %s", during, lost, len(all), first)
+	}
+}
+
+// eachClient runs a test for each client, with a site of its own.
+func eachClient(t *testing.T, f func(t *testing.T, s *site, c grpcclient.Client)) {
+	for _, c := range clients {
+		t.Run(c.Name, func(t *testing.T) {
+			t.Parallel()
+			f(t, newSite(t, 0), c)
+		})
+	}
+}
+
+// TestGRPCClientsFollowEveryChange drives each client with steady calls through
+// changes of endpoints and routes and a restart of the server.
+func TestGRPCClientsFollowEveryChange(t *testing.T) {
+	eachClient(t, func(t *testing.T, s *site, c grpcclient.Client) {
+		ctx := t.Context()
+		a, b := startHealth(t, "a"), startHealth(t, "b")
+		commit := func(changes ...*musterv1.Change) {
+			t.Helper()
+			if _, err := s.commit(ctx, "default", changes...); err != nil {
+				t.Fatal(err)
+			}
+		}
+		commit(grpcService("shop", a), routeOf("shop", "/*"))
+		run := s.startClient(t, c, "default", "shop-client", "shop", func(cfg *grpcclient.Config) { cfg.Header = "x-canary=yes" })
+		answered(t, run, 0, "a")
+		noneLost(t, run, 0, "first connect")
+
+		mark := run.Mark()
+		commit(grpcService("shop", b))
+		answered(t, run, mark, "b")
+		noneLost(t, run, mark, "change of endpoints")
+
+		t.Run("dp status tells of it", func(t *testing.T) {
+			if err := s.wait(ctx, "default", 0, 1); err != nil {
+				t.Error(err)
+			}
+		})
+
+		mark = run.Mark()
+		s.Kill()
+		time.Sleep(time.Second)
+		if err := s.Restart(ctx); err != nil {
+			t.Fatal(err)
+		}
+		noneLost(t, run, mark, "restart of the server")
+		commit(grpcService("shop", a))
+		answered(t, run, mark, "a")
+		noneLost(t, run, mark, "change after the restart")
+	})
+}
