@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"runtime"
 	"runtime/debug"
+	"runtime/pprof"
 	"strconv"
 	"strings"
 	"syscall"
@@ -124,11 +125,33 @@ func answer(handle func(request) (reply, error)) error {
 	return in.Err()
 }
 
+// profileEnv names the files to which server processes write CPU profiles, for
+// working on the product; each process adds its arm and id.
+const profileEnv = "MUSTER_BENCH_PROFILE"
+
+func profile(file string) (stop func(), err error) {
+	f, err := os.Create(file)
+	if err != nil {
+		return nil, err
+	}
+	if err := pprof.StartCPUProfile(f); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return func() { pprof.StopCPUProfile(); _ = f.Close() }, nil
+}
+
 // serveProcess is the server process of one arm.
 func serveProcess(armName string, resources int, serverTLS *tls.Config) error {
 	s, err := startArm(armName, resources, serverTLS)
 	if err != nil {
 		return err
+	}
+	if file := os.Getenv(profileEnv); file != "" {
+		stop, err := profile(fmt.Sprintf("%s.%s.%d", file, armName, os.Getpid()))
+		if err != nil {
+			return err
+		}
+		defer stop()
 	}
 	next := 0
 	return answer(func(r request) (reply, error) {

@@ -70,11 +70,10 @@ func contentPrint[T string | []byte](content T) uint64 {
 	if len(content) != contentLen {
 		return maphash.Bytes(seed, []byte(content))
 	}
-	var h uint64
-	for i := range contentLen {
-		h = h<<8 | uint64(content[i])
-	}
-	return h
+	// One load, and no bounds checked but this.
+	_ = content[7]
+	return uint64(content[0])<<56 | uint64(content[1])<<48 | uint64(content[2])<<40 | uint64(content[3])<<32 |
+		uint64(content[4])<<24 | uint64(content[5])<<16 | uint64(content[6])<<8 | uint64(content[7])
 }
 
 // namePrint is the fingerprint of a name, of its hash.
