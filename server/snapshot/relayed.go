@@ -92,6 +92,9 @@ func (s *Snapshot) gatherRelayed() *Set {
 				rev := revOf(key)
 				e.gone.Insert([]byte(name), rev)
 				e.byRev.Insert(revKey(rev, name), change{name: name})
+			case c.resource.view == view && c.resource.untouched != nil:
+				// Relays are told of removals by their digest, and touch by themselves.
+				put(relayedResource(c.resource.untouched))
 			case c.resource.view == view:
 				put(relayedResource(c.resource))
 			}

@@ -34,7 +34,10 @@ type Resource struct {
 	content string // the content part of Version
 	print   fingerprint
 	digest  Digest
-	sourced atomic.Pointer[sourcedBody] // a cache
+	// untouched is the resource as it was before its version was moved on; see
+	// edit.touch.
+	untouched *Resource
+	sourced   atomic.Pointer[sourcedBody] // a cache
 }
 
 // Any returns the encoded google.protobuf.Any of the resource.
@@ -65,10 +68,18 @@ func (r *Resource) SameContent(o *Resource) bool {
 }
 
 // IsContent reports whether a version of the resource's name, as a client sends
-// it back, denotes the resource's content.
+// it back, denotes the resource's content. Of a resource that shows a removal an
+// earlier version does not.
 func (r *Resource) IsContent(version []byte) bool {
-	_, content, _ := ParseVersion(version)
-	return string(content) == r.content
+	v, content, _ := ParseVersion(version)
+	if string(content) != r.content {
+		return false
+	}
+	if r.untouched == nil {
+		return true
+	}
+	own, _, _ := ParseVersion(r.Version)
+	return !v.Less(own)
 }
 
 // Field numbers of envoy.service.discovery.v3.Resource and google.protobuf.Any.

@@ -257,6 +257,7 @@ type edit struct {
 	byRev  *iradix.Txn[change]
 	gone   *iradix.Txn[uint64]
 	dirty  bool
+	shown  bool // some resource has the edit's version
 }
 
 func (t *Set) edit(to Version) *edit {
@@ -276,12 +277,48 @@ func (e *edit) put(r *Resource) {
 	} else if rev, ok := e.gone.Delete(key); ok {
 		e.byRev.Delete(revKey(rev, r.Name))
 	}
-	e.byName.Insert(key, r)
+	e.insert(r)
+}
+
+// insert adds a resource that the edit has no trace of.
+func (e *edit) insert(r *Resource) {
+	e.byName.Insert([]byte(r.Name), r)
 	e.byRev.Insert(revKey(e.to.Revision, r.Name), change{r.Name, r})
 	e.set.print += r.print
 	e.set.names += namePrintOf(r.Name)
 	e.set.digest.add(r.digest)
-	e.dirty = true
+	e.dirty, e.shown = true, true
+}
+
+// touched is how many resources are looked at for the smallest one to touch.
+const touched = 16
+
+// touch gives one resource the edit's version where nothing but removals would: what
+// a client holds must show that it is past them, or a server that is behind could
+// bring back what was removed. DESIGN.md tells more.
+func (e *edit) touch() {
+	if !e.dirty || e.shown {
+		return
+	}
+	var least *Resource
+	it := e.byName.Root().Iterator()
+	_, r, ok := it.Next()
+	for n := 0; ok && n < touched; n++ {
+		if len(r.content) == contentLen && (least == nil || len(r.Body) < len(least.Body)) {
+			least = r
+		}
+		_, r, ok = it.Next()
+	}
+	if least == nil {
+		return
+	}
+	version := string(append(e.to.append(nil), '.')) + least.content
+	e.forget(least)
+	r = newResource(least.TypeURL, least.Name, version, e.to, least.Body, least.Origins, least.view)
+	if r.untouched = least; least.untouched != nil {
+		r.untouched = least.untouched
+	}
+	e.insert(r)
 }
 
 func (e *edit) remove(name string) {

@@ -302,6 +302,7 @@ func (e *kindEdit) commit() *kind {
 	k := *e.kind
 	changed := false
 	if e.base != nil {
+		e.base.touch()
 		if set := e.base.commit(e.kind.base); set != nil {
 			k.base, changed = set, true
 		}
@@ -314,6 +315,7 @@ func (e *kindEdit) commit() *kind {
 		if e.split[view] {
 			before = e.kind.base
 		}
+		v.touch()
 		if set := v.commit(before); set != nil {
 			k.views[view], changed = set, true
 		}

@@ -296,15 +296,15 @@ func TestViewsHaveResourcesOfTheirOwn(t *testing.T) {
 	}
 	// A removal takes the name out of every view.
 	s3 := s2.Apply(Version{1, 3}, nil, []compile.Key{key(clusters, "both"), key(clusters, "own")})
-	if got := show(s3.Set(clusters, grpc)); got != "all=2@2" {
+	if got := show(s3.Set(clusters, grpc)); got != "all=2@3" { // touched
 		t.Errorf("after the removal gRPC clients see %q", got)
 	}
-	if got := changes(s3.Set(clusters, grpc).Changes(s2.Set(clusters, grpc))); got != "-both -own" {
+	if got := changes(s3.Set(clusters, grpc).Changes(s2.Set(clusters, grpc))); got != "+all -both -own" {
 		t.Errorf("gRPC clients see the removal %q", got)
 	}
 	// What a whole replacement leaves out is gone from the views, too.
 	s4 := s3.Apply(Version{1, 4}, []Upsert{own}, nil).Replace(Version{1, 5}, []Upsert{put(clusters, "all", "2")})
-	if got := show(s4.Set(clusters, grpc)); got != "all=2@2" {
+	if got := show(s4.Set(clusters, grpc)); got != "all=2@5" {
 		t.Errorf("after the replacement gRPC clients see %q", got)
 	}
 }
@@ -434,5 +434,48 @@ func TestDataPlanesWithoutADSShareTheirVariant(t *testing.T) {
 	}
 	if plain, _ := two.Set(compile.ClusterType, View{Client: compile.ViewDelta}).Get("b"); plain.SameContent(r) {
 		t.Error("those with ADS got the same")
+	}
+}
+
+// TestARemovalShowsInWhatIsLeft: a client that comes back shows the versions of what
+// it holds. Were the newest of them older than a removal, a server that does not know
+// of the removal yet could not tell that the client does.
+func TestARemovalShowsInWhatIsLeft(t *testing.T) {
+	newest := func(s *Snapshot) (v Version) {
+		for r := range s.Set(clusters, View{Client: compile.ViewDelta}).All() {
+			own, _, ok := ParseVersion(r.Version)
+			if !ok {
+				t.Fatalf("version %q", r.Version)
+			}
+			if v.Less(own) {
+				v = own
+			}
+		}
+		return v
+	}
+	big := put(clusters, "a", strings.Repeat("large", 100))
+	before := Empty("g", 1).Apply(Version{1, 1}, []Upsert{big, put(clusters, "b", "1"), put(clusters, "c", "12"), put(clusters, "gone", "1")}, nil)
+	after := before.Apply(Version{1, 2}, nil, []compile.Key{key(clusters, "gone")})
+	if v := newest(after); v != (Version{1, 2}) {
+		t.Errorf("after a removal in 1.2 the newest version is %v", v)
+	}
+	was, is := before.Set(clusters, View{}), after.Set(clusters, View{})
+	if got := changes(is.Changes(was)); got != "+b -gone" {
+		t.Errorf("the change is %q: want the removal, and the smallest of what is left", got)
+	}
+	b1, _ := was.Get("b")
+	b2, _ := is.Get("b")
+	if !b1.SameContent(b2) || is.Len() != 3 {
+		t.Error("its content is another")
+	}
+	// A change beside the removal shows it already.
+	both := before.Apply(Version{1, 2}, []Upsert{put(clusters, "c", "2")}, []compile.Key{key(clusters, "gone")})
+	if got := changes(both.Set(clusters, View{}).Changes(was)); got != "+c -gone" {
+		t.Errorf("the change is %q", got)
+	}
+	// Nothing is left that could show it.
+	none := after.Apply(Version{1, 3}, nil, []compile.Key{key(clusters, "a"), key(clusters, "b"), key(clusters, "c")})
+	if got := none.Set(clusters, View{}).Len(); got != 0 {
+		t.Errorf("%d resources are left", got)
 	}
 }
