@@ -45,6 +45,10 @@ type Timing struct {
 	// Linger is how long a gRPC client is left the clusters that it still asks
 	// for after it acknowledged the routes that no longer use them. Default 1s.
 	Linger time.Duration
+	// WarmUp is how long grpc-go is left, before its routes switch to a cluster that
+	// is new to it, to ask for the cluster and its endpoints; a tenth of it when it
+	// has acknowledged both. Default 500ms.
+	WarmUp time.Duration
 	// Settle is how long a stream is left to say what the client holds before
 	// anything is removed from it, and before a returning client that has not
 	// asked for clusters yet gets routes. Envoy asks for everything within a few
@@ -67,6 +71,7 @@ func DefaultTiming() Timing { return Timing{}.withDefaults() }
 func (t Timing) withDefaults() Timing {
 	orDefault(&t.Gate, 5*time.Second)
 	orDefault(&t.Linger, time.Second)
+	orDefault(&t.WarmUp, 500*time.Millisecond)
 	orDefault(&t.Settle, 2*time.Second)
 	orDefault(&t.CatchUp, 10*time.Second)
 	orDefault(&t.Ack, 5*time.Minute)

@@ -42,6 +42,8 @@ func (s *session) refuse(now time.Time, t *track, f *flight, failure []byte) {
 	case f.kind == removal:
 		// Nothing can be done about it: the client keeps what it should not have.
 		s.nacked(t, Nacked{TypeURL: t.typeURL, Detail: detail, Refused: refusedNames(f.removed)})
+	case f.kind == warmup && len(f.test) == 0:
+		// The routes themselves are what counts; they are on their way.
 	case len(told) > 0:
 		// The client tells the refused from the rest, which it has applied.
 		n := Nacked{TypeURL: t.typeURL, Detail: detail}

@@ -162,7 +162,8 @@ func (c *conversation) publish(t *testing.T, d *datadriven.TestData) {
 
 // testResource makes a resource whose message depends on the content. Clusters take
 // their endpoints by EDS unless the content says static, and route configurations
-// take virtual hosts by VHDS when it says vhds.
+// take virtual hosts by VHDS when it says vhds, and go to the clusters that it names
+// with to=.
 func testResource(typeURL, name, content string) snapshot.Upsert {
 	var m proto.Message
 	switch typeURL {
@@ -176,6 +177,13 @@ func testResource(typeURL, name, content string) snapshot.Upsert {
 		rc := &routev3.RouteConfiguration{Name: name, RequestHeadersToRemove: []string{content}}
 		if strings.Contains(content, "vhds") {
 			rc.Vhds = &routev3.Vhds{ConfigSource: &corev3.ConfigSource{}}
+		}
+		for word := range strings.FieldsSeq(content) {
+			if cluster, ok := strings.CutPrefix(word, "to="); ok {
+				rc.VirtualHosts = append(rc.VirtualHosts, &routev3.VirtualHost{Name: cluster, Domains: []string{cluster}, Routes: []*routev3.Route{{
+					Action: &routev3.Route_Route{Route: &routev3.RouteAction{ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: cluster}}},
+				}}})
+			}
 		}
 		m = rc
 	case compile.VirtualHostType:
@@ -219,6 +227,8 @@ func (c *conversation) connect(t *testing.T, d *datadriven.TestData) string {
 		case "envoy":
 		case "grpc":
 			cl.family = grpcClient
+		case "grpc-go":
+			cl.family, cl.agent = grpcClient, "gRPC Go/1.85.0"
 		case "muster":
 			cl.family = musterClient
 		case "other":

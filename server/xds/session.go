@@ -155,6 +155,12 @@ func (s *session) deadline() time.Time {
 		} else if s.ttl > 0 && !t.beat.IsZero() {
 			earliest(t.beat)
 		}
+		if !t.warmBy.IsZero() && len(s.parked) == 0 {
+			earliest(t.warmBy)
+			if !t.warmAt.IsZero() {
+				earliest(t.warmAt)
+			}
+		}
 		if !t.busy() && !t.linger.IsZero() && len(t.extra) > 0 && t.goal == nil {
 			earliest(t.linger)
 		}
@@ -439,8 +445,12 @@ func (s *session) advance(now time.Time, t *track) {
 		}
 	}
 	for len(t.queue) > 0 && (len(t.flights) == 0 || s.whole) {
+		if _, wait := s.warming(now, t); wait {
+			break
+		}
 		c := t.queue[0]
 		t.queue = t.queue[1:]
+		t.warmBy, t.warmAt = time.Time{}, time.Time{}
 		s.send(now, t, c)
 	}
 	if len(t.queue) == 0 {

@@ -142,7 +142,7 @@ func (s *session) composeSotW(now time.Time, t *track, set *snapshot.Set, to sna
 	must := t.must
 	t.answers, t.must = nil, false
 	if !t.complete {
-		return s.partial(t, set, &c)
+		return s.warmed(t, set, s.partial(t, set, &c))
 	}
 	if len(c.up)+len(c.alone) == 0 && !gone && !asked && !must {
 		return nil

@@ -98,6 +98,8 @@ type track struct {
 	pushed  time.Time // when the push began
 	queue   []chunk
 	flights []flight
+	warmBy  time.Time // when routes go that wait for a client to know their clusters,
+	warmAt  time.Time // and when because it does; zero while none wait
 	trials  int       // parts of refused responses that were sent in this push
 	linger  time.Time // when removals are due; zero when none waits for time
 
@@ -117,6 +119,8 @@ type chunk struct {
 	test    []*snapshot.Resource // what is new to the client in it
 	removed []string
 	missing []string // names that were asked for and do not exist
+	// clusters are those that the client must know before; see warmup.go.
+	clusters []string
 }
 
 type chunkKind uint8
@@ -126,6 +130,7 @@ const (
 	answer
 	removal
 	heartbeat
+	warmup
 )
 
 // flight is a response that was sent and not answered.
