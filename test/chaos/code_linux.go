@@ -45,6 +45,7 @@ const reachLimit = 6 * time.Second
 
 // ends waits for a server to end at its failpoint.
 func (w *world) ends(ctx context.Context, n *node, point string) error {
+	w.mayEnd = append(w.mayEnd, "panic: failpoint "+point)
 	timer := time.NewTimer(reachLimit)
 	defer timer.Stop()
 	select {

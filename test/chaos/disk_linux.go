@@ -33,12 +33,21 @@ func diskFaults() []fault {
 	}
 }
 
+// What servers say that end because of their disk.
+const (
+	diskHangs = "the disk hangs"
+	diskFull  = "no space left on device"
+	diskFails = "input/output error"
+	corrupt   = "is corrupt"
+)
+
 func hangLeader(ctx context.Context, w *world, _ *rand.Rand) error {
 	leader, err := w.leader(ctx, 10*time.Second)
 	if err != nil {
 		return err
 	}
 	began := time.Now()
+	w.mayEnd = append(w.mayEnd, diskHangs)
 	leader.host.disk.Hang()
 	// The target is the watchdog's limit and 2 s; what goes beyond is reported by
 	// the pause of writes. Nobody leading long after is a broken promise.
@@ -51,7 +60,7 @@ func hangLeader(ctx context.Context, w *world, _ *rand.Rand) error {
 	case <-time.After(2 * time.Second):
 		return violated("row 5: %s, whose disk hangs, did not end", leader.id)
 	}
-	if !strings.Contains(leader.lastRun(), "the disk hangs") {
+	if !strings.Contains(leader.lastRun(), diskHangs) {
 		return violated("row 5: %s does not say that its disk hangs: %s", leader.id, leader.logTail(1000))
 	}
 	return nil
@@ -78,6 +87,7 @@ func hangFollower(ctx context.Context, w *world, random *rand.Rand) error {
 	if err != nil {
 		return err
 	}
+	w.mayEnd = append(w.mayEnd, diskHangs)
 	pick(random, followers).host.disk.Hang()
 	sleep(ctx, long)
 	return nil
@@ -100,6 +110,7 @@ func failLeader(ctx context.Context, w *world, random *rand.Rand) error {
 }
 
 func (w *world) failWrites(ctx context.Context, n *node, random *rand.Rand) error {
+	w.mayEnd = append(w.mayEnd, diskFull, diskFails)
 	n.host.disk.FailWrites(1+random.IntN(4), pick(random, []syscall.Errno{syscall.EIO, syscall.ENOSPC}))
 	sleep(ctx, between(random, 200*time.Millisecond, 800*time.Millisecond))
 	return nil
@@ -119,6 +130,7 @@ func fullTwo(ctx context.Context, w *world, random *rand.Rand) error {
 // full fills disks for a while. Every server that runs must go on serving data
 // planes, old and new.
 func (w *world) full(ctx context.Context, long time.Duration, group string, nodes ...*node) error {
+	w.mayEnd = append(w.mayEnd, diskFull)
 	for _, n := range nodes {
 		n.host.disk.Fill()
 	}
@@ -233,12 +245,13 @@ func (w *world) damageOf(ctx context.Context, n *node, do func(n *node) error) e
 		return err
 	}
 	w.damaged[n] = true
+	w.mayEnd = append(w.mayEnd, corrupt)
 	if err := w.start(n); err != nil {
 		return err
 	}
 	select {
 	case <-n.done():
-		if !strings.Contains(n.lastRun(), "is corrupt") {
+		if !strings.Contains(n.lastRun(), corrupt) {
 			return violated("row 9: %s ended without naming what is corrupt: %s", n.id, n.logTail(2000))
 		}
 		return w.reseed(ctx, n)

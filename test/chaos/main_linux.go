@@ -10,7 +10,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
@@ -27,6 +29,10 @@ type options struct {
 	list     bool
 	limit    time.Duration
 	failFast bool
+	prove    bool
+	save     string
+	page     string
+	from     string
 }
 
 func main() {
@@ -53,7 +59,14 @@ func start() (int, error) {
 	flag.BoolVar(&o.list, "list", false, "print the schedules and do nothing")
 	flag.DurationVar(&o.limit, "limit", 0, "begin no schedule after so long; 0 is no limit")
 	flag.BoolVar(&o.failFast, "fail-fast", false, "end at the first violation")
+	flag.BoolVar(&o.prove, "prove", false, "lie to the oracle, and fail unless it notices")
+	flag.StringVar(&o.save, "save", "", "file for the tally, as JSON")
+	flag.StringVar(&o.page, "page", "", "file for the tally as a page, docs/reliability.md")
+	flag.StringVar(&o.from, "from", "", "files of tallies, separated by commas, to write the page of, without a run")
 	flag.Parse()
+	if o.from != "" {
+		return 0, pageOf(o)
+	}
 
 	faults, err := ofRows(allFaults(), o.rows)
 	if err != nil {
@@ -62,6 +75,12 @@ func start() (int, error) {
 	plan := mixed(faults, o.seed, o.faults)
 	if o.each > 0 {
 		plan = each(faults, o.seed, o.each)
+	}
+	if o.prove {
+		plan = nil
+		for _, f := range proofs() {
+			plan = append(plan, schedule{seed: o.seed, steps: []step{{f, o.seed}}})
+		}
 	}
 	if o.list {
 		for _, s := range plan {
@@ -92,6 +111,9 @@ func outside(o options) (code int, err error) {
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	binary, err := buildServer(ctx, dir, o.race)
+	if err == nil {
+		err = os.Setenv(sourceEnv, source(ctx))
+	}
 	stop()
 	if err != nil {
 		return 1, err
@@ -103,31 +125,82 @@ func outside(o options) (code int, err error) {
 	return code, err
 }
 
+// sourceEnv tells the process in the namespaces what was built.
+const sourceEnv = "MUSTER_CHAOS_SOURCE"
+
+// source names the commit that is built, as far as git knows.
+func source(ctx context.Context) string {
+	out, err := exec.CommandContext(ctx, "git", "describe", "--always", "--dirty", "--abbrev=12").Output()
+	if err != nil {
+		return "unknown"
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// pageOf writes the page of kept tallies.
+func pageOf(o options) error {
+	sum := newTally(allFaults())
+	for path := range strings.SplitSeq(o.from, ",") {
+		t, err := loadTally(path)
+		if err != nil {
+			return err
+		}
+		sum.merge(t)
+		sum.Commit, sum.Date = t.Commit, t.Date
+	}
+	return sum.writePage(o.page)
+}
+
+func (t *tally) writePage(path string) error {
+	if path == "" {
+		t.page(os.Stdout)
+		return nil
+	}
+	var b strings.Builder
+	t.page(&b)
+	return os.WriteFile(path, []byte(b.String()), 0o644)
+}
+
 // inside carries out the schedules.
 func inside(ctx context.Context, o options, faults []fault, plan []schedule, out io.Writer) (int, error) {
 	l, err := newLab(os.Getenv(binaryEnv))
 	if err != nil {
 		return 1, err
 	}
-	r := &runner{lab: l, out: out, keep: o.keep, tally: newTally(faults)}
+	t := newTally(faults)
+	t.Commit, t.Date, t.Race = os.Getenv(sourceEnv), time.Now().UTC().Format("2 January 2006"), o.race
+	r := &runner{lab: l, out: out, keep: o.keep, tally: t}
 	for _, s := range plan {
-		if ctx.Err() != nil || (o.limit > 0 && l.now() > o.limit) || (o.failFast && r.tally.violations > 0) {
+		if ctx.Err() != nil || (o.limit > 0 && l.now() > o.limit) || (o.failFast && t.Violations > 0) {
 			break
 		}
-		r.tally.seeds = append(r.tally.seeds, s.seed)
 		if err = r.run(ctx, s); err != nil {
 			break
 		}
+		if o.save != "" {
+			if err = t.save(o.save); err != nil {
+				break
+			}
+		}
 	}
-	r.tally.print(out)
+	t.print(out)
 	err = errors.Join(err, l.close())
 	switch {
 	case err != nil:
 		return 1, err
 	case ctx.Err() != nil:
 		return 130, nil
-	case r.tally.violations > 0:
-		return 3, nil
+	case o.prove && t.Violations == len(plan):
+		fmt.Fprintln(out, "the oracle noticed everything")
+		return 0, nil
+	case o.prove:
+		return 3, fmt.Errorf("the oracle noticed %d of %d lies", t.Violations, len(plan))
 	}
-	return 0, nil
+	if o.page != "" {
+		err = t.writePage(o.page)
+	}
+	if t.Violations > 0 {
+		return 3, err
+	}
+	return 0, err
 }

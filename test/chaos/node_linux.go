@@ -50,12 +50,13 @@ type node struct {
 	boot bool
 	join string // raft addresses
 
-	mu      sync.Mutex
-	proc    *exec.Cmd
-	exited  chan struct{}
-	state   error // why it exited
-	stopped bool  // by SIGSTOP
-	starts  int
+	mu     sync.Mutex
+	proc   *exec.Cmd
+	exited chan struct{}
+	ended  bool // by us, or on its way to it
+	starts int
+	// deaths are the ends of processes that nobody here ended.
+	deaths []string
 }
 
 // newNode prepares a server's certificates and keys.
@@ -121,13 +122,15 @@ func (l *lab) start(n *node) error {
 		return fmt.Errorf("start %s: %w", n.id, err)
 	}
 	exited := make(chan struct{})
-	n.proc, n.exited, n.stopped = cmd, exited, false
+	n.proc, n.exited, n.ended = cmd, exited, false
 	n.starts++
 	l.wg.Go(func() {
 		err := cmd.Wait()
 		n.mu.Lock()
 		defer n.mu.Unlock()
-		n.state = err
+		if !n.ended {
+			n.deaths = append(n.deaths, fmt.Sprintf("%s ended by itself (%v): %s", n.id, err, excerpt(n.lastRun())))
+		}
 		n.proc = nil
 		close(exited)
 	})
@@ -147,11 +150,8 @@ func (n *node) signal(s syscall.Signal) error {
 	if n.proc == nil {
 		return errors.New("it does not run")
 	}
-	switch s {
-	case syscall.SIGSTOP:
-		n.stopped = true
-	case syscall.SIGCONT:
-		n.stopped = false
+	if s == syscall.SIGKILL || s == syscall.SIGTERM {
+		n.ended = true
 	}
 	return n.proc.Process.Signal(s)
 }
@@ -205,6 +205,25 @@ func (n *node) logTail(bytes int) string {
 func (n *node) lastRun() string {
 	log := n.logTail(256 << 10)
 	return log[max(0, strings.LastIndex(log, "--- start ")):]
+}
+
+// excerpt is the part of a log that tells why a process ended.
+func excerpt(log string) string {
+	for _, mark := range []string{"panic: ", "fatal error: ", "DATA RACE", "cannot go on", "is corrupt"} {
+		if i := strings.Index(log, mark); i >= 0 {
+			return log[i:min(len(log), i+1500)]
+		}
+	}
+	return log[max(0, len(log)-800):]
+}
+
+// takeDeaths returns the ends of processes that nobody here ended.
+func (n *node) takeDeaths() []string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	taken := n.deaths
+	n.deaths = nil
+	return taken
 }
 
 // newHost makes a namespace and a disk.

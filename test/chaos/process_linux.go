@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"math/rand/v2"
 	"syscall"
 	"time"
@@ -32,6 +33,10 @@ const (
 	gapRolling  = "rolling restart, the longest pause"
 	gapDisk     = "leader's disk hung"
 )
+
+func allGaps() []string {
+	return []string{gapKill, gapCut, gapDisk, gapHandover, gapTerm, gapRolling}
+}
 
 // between returns a duration of a range.
 func between(random *rand.Rand, from, to time.Duration) time.Duration {
@@ -111,7 +116,9 @@ func killTwo(ctx context.Context, w *world, random *rand.Rand) error {
 
 // serves checks that a server answers a new data plane.
 func (w *world) serves(ctx context.Context, n *node, group string) error {
-	raw, err := newRawPlane(w.cluster, w.fleet.saw, group, "new-"+group, []string{n.host.addr(xdsPort)})
+	// A name of its own: it has never held anything.
+	w.strangers++
+	raw, err := newRawPlane(w.cluster, w.fleet.saw, group, fmt.Sprintf("new-%s-%d", group, w.strangers), []string{n.host.addr(xdsPort)})
 	if err != nil {
 		return err
 	}

@@ -28,6 +28,9 @@ func (r *runner) run(ctx context.Context, s schedule) error {
 		return fmt.Errorf("%s\nform a cluster: %w", s, err)
 	}
 	defer w.close()
+	defer r.tally.finish(w)
+	r.tally.Schedules++
+	r.tally.Seeds = append(r.tally.Seeds, s.seed)
 	for i, st := range s.steps {
 		random := rand.New(rand.NewPCG(st.seed, 3))
 		// Under load, and after the writers have gone on.
@@ -63,7 +66,6 @@ func (r *runner) run(ctx context.Context, s schedule) error {
 		r.tally.violated(s.steps[len(s.steps)-1].fault, s.seed)
 		return r.report(w, s, len(s.steps)-1, &violation{[]string{leak}})
 	}
-	r.tally.finish(w)
 	return nil
 }
 

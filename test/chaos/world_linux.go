@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -48,6 +49,11 @@ type world struct {
 	reseeded int
 	// restarted counts servers that ended by themselves and were started again.
 	restarted int
+	// strangers counts the data planes that were new.
+	strangers int
+	// mayEnd are the reasons for which a server may end by itself during the fault
+	// at hand.
+	mayEnd []string
 	// undecided counts histories that were too large to judge.
 	undecided int
 }
@@ -176,9 +182,27 @@ func (w *world) check(ctx context.Context) (rec recovery, err error) {
 	}
 	rec.whole = time.Since(began)
 	w.healed = w.now()
+	if err := w.deaths(); err != nil {
+		return rec, err
+	}
 	resume := w.writers.quiesce()
 	defer resume()
 	return rec, w.inspect(ctx, &rec)
+}
+
+// deaths checks that no server ended by itself, but for what the fault at hand
+// allows.
+func (w *world) deaths() error {
+	defer func() { w.mayEnd = nil }()
+	for _, n := range w.members() {
+		for _, death := range n.takeDeaths() {
+			if !slices.ContainsFunc(w.mayEnd, func(reason string) bool { return strings.Contains(death, reason) }) {
+				return violated("%s", death)
+			}
+			w.restarted++
+		}
+	}
+	return nil
 }
 
 // heal waits for the cluster, and starts again what the fault still made end: a
@@ -210,14 +234,15 @@ func (w *world) revive(ctx context.Context, n *node) error {
 	if n.runs() {
 		return nil
 	}
-	corrupt := strings.Contains(n.lastRun(), "is corrupt")
+	says := strings.Contains(n.lastRun(), corrupt)
 	switch {
-	case corrupt && !w.damaged[n]:
+	case says && !w.damaged[n]:
 		return violated("%s finds its data corrupt, which nobody damaged: %s", n.id, n.logTail(500))
-	case corrupt:
+	case says:
+		// Damage may be met long after it was done.
+		w.mayEnd = append(w.mayEnd, corrupt)
 		return w.reseed(ctx, n)
 	}
-	w.restarted++
 	return w.start(n)
 }
 

@@ -170,6 +170,13 @@ func (p *Planes) Acknowledged(ops []Op) {
 	}
 }
 
+// Forget lets a data plane begin anew: it has lost what it knew.
+func (p *Planes) Forget(plane string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.at, plane)
+}
+
 // At returns a plane's newest version.
 func (p *Planes) At(plane string) Version {
 	p.mu.Lock()
