@@ -242,6 +242,9 @@ func (c *change) cleanUp() {
 	for _, r := range c.retired {
 		r.close()
 	}
+	for _, n := range c.started {
+		n.takeOver()
+	}
 	c.g.mu.Lock()
 	defer c.g.mu.Unlock()
 	for name, l := range c.g.listeners {

@@ -39,6 +39,7 @@ type clusterConfig struct {
 	retry          *retryPolicy // of routes that say none
 	hash           []hashPolicy // of routes that say none
 	isError        func(status int) bool
+	judging        string // equal for configurations that judge hosts the same way
 }
 
 // assignment is a compiled ClusterLoadAssignment.
@@ -123,6 +124,8 @@ func newClusterConfig(m *clusterv3.Cluster) (*clusterConfig, error) {
 	if c.isError, err = newErrorMatch(opts.GetOutlierDetection().GetErrorMatcher()); err != nil {
 		return nil, fmt.Errorf("error_matcher: %w", err)
 	}
+	c.judging = fingerprintOf(&clusterv3.Cluster{HealthChecks: m.GetHealthChecks(), OutlierDetection: m.GetOutlierDetection()}) +
+		fingerprintOf(&upstreamsv3.HttpProtocolOptions{OutlierDetection: opts.GetOutlierDetection()})
 	return c, c.setTransport(m, opts)
 }
 

@@ -54,8 +54,8 @@ func newHostSet(cfg *clusterConfig, endpoints []endpoint, hosts map[hostKey]*hos
 	return s
 }
 
-// membersAt returns the hosts of a priority and those of them that are healthy. A
-// host that no check has judged yet counts as healthy.
+// membersAt returns the hosts of a priority and those of them that are healthy. Where
+// there are checks a host is not before it has passed one.
 func membersAt(endpoints []endpoint, hosts map[hostKey]*host, priority uint32, checks bool) (all, healthy []member) {
 	for i := range endpoints {
 		e := &endpoints[i]
@@ -65,7 +65,7 @@ func membersAt(endpoints []endpoint, hosts map[hostKey]*host, priority uint32, c
 		h := hosts[e.hostKey]
 		m := member{host: h, weight: max(e.weight, 1)}
 		all = append(all, m)
-		if !e.unhealthy && (h.healthy() || checks && h.pending() && !h.ejected.Load()) {
+		if !e.unhealthy && h.healthy() && !(checks && h.pending()) {
 			healthy = append(healthy, m)
 		}
 	}

@@ -7,12 +7,12 @@ import (
 )
 
 // newCluster provisions a cluster; nothing is sent before start. What is known
-// about hosts that the cluster before had too lives on, and so do its connections
-// where they would be made the same way.
+// about hosts that the cluster before had too lives on where it was found out the same
+// way, and so do its connections where they would be made the same way.
 func (g *Gateway) newCluster(cfg *clusterConfig, a *assignment, previous *cluster) *cluster {
 	c := &cluster{cfg: cfg, gw: g, hosts: map[hostKey]*host{}, checkers: map[hostKey]context.CancelFunc{}, ready: make(chan struct{})}
 	c.ctx, c.cancel = context.WithCancel(g.ctx)
-	if previous != nil {
+	if previous != nil && previous.cfg.judging == cfg.judging {
 		previous.mu.Lock()
 		c.hosts = maps.Clone(previous.hosts)
 		previous.mu.Unlock()
@@ -50,6 +50,25 @@ func (c *cluster) start(previous *cluster) {
 	if c.waiting == 0 {
 		close(c.ready)
 	}
+}
+
+// takeOver is called when the cluster before has ended: its checks and ejections may
+// have changed what is known of hosts that this one has too.
+func (c *cluster) takeOver() {
+	if c.cfg.check == nil && c.cfg.outlier == nil {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.cfg.outlier != nil {
+		for _, h := range c.hosts {
+			if h.ejected.Load() {
+				c.startSweep()
+				break
+			}
+		}
+	}
+	c.rebuild()
 }
 
 // reuseResolved begins with the addresses that the cluster before had resolved.

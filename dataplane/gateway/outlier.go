@@ -179,6 +179,11 @@ func (c *cluster) eject(h *host, enforce uint32) {
 	h.eject(c.gw.now().Add(d))
 	c.rebuild()
 	c.gw.log.Info("endpoint ejected", "cluster", c.cfg.name, "endpoint", h.address, "for", d)
+	c.startSweep()
+}
+
+// startSweep has hosts taken back in when their time is over; the caller holds mu.
+func (c *cluster) startSweep() {
 	if !c.sweeping {
 		c.sweeping = true
 		c.tasks.Go(c.sweep)
