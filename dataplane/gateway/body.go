@@ -21,8 +21,11 @@ type replay struct {
 	limit    int
 	progress func() // called when data came from the client
 
+	reading sync.Mutex // held while src is read: a closed reader may still wait for it
+
 	mu   sync.Mutex
 	kept []byte
+	read int   // of src, by all readers
 	lost bool  // more than limit was read
 	end  error // what src ended with
 	last *replayReader
@@ -57,6 +60,19 @@ func (b *replay) replayable() bool {
 	return !b.lost
 }
 
+// fault returns why the body cannot be read to its end, nil as long as it can.
+func (b *replay) fault() error {
+	if b == nil {
+		return nil
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if errors.Is(b.end, io.EOF) {
+		return nil
+	}
+	return b.end
+}
+
 // complete reports whether the whole body has come from the client.
 func (b *replay) complete() bool {
 	if b == nil {
@@ -69,30 +85,23 @@ func (b *replay) complete() bool {
 
 // Read implements io.Reader.
 func (r *replayReader) Read(p []byte) (int, error) {
+	if n, err := r.again(p); n > 0 || err != nil {
+		return n, err
+	}
 	b := r.body
-	b.mu.Lock()
-	if !b.lost && r.off < len(b.kept) {
-		n := copy(p, b.kept[r.off:])
-		r.off += n
-		b.mu.Unlock()
-		return n, nil
+	b.reading.Lock()
+	defer b.reading.Unlock()
+	// A reader before this one may have read on after it was closed.
+	if n, err := r.again(p); n > 0 || err != nil {
+		return n, err
 	}
-	end := b.end
-	b.mu.Unlock()
-	if end != nil {
-		return 0, end
-	}
-	select {
-	case <-r.closed:
-		return 0, io.ErrClosedPipe
-	default:
-	}
-	n, err := b.src.Read(p) // only one reader gets here: the others are closed
+	n, err := b.src.Read(p)
 	b.progress()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.end = err
 	r.off += n
+	b.read += n
 	switch {
 	case b.lost:
 	case len(b.kept)+n > b.limit:
@@ -103,10 +112,39 @@ func (r *replayReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// again returns what was read before, or why there is nothing more to read.
+func (r *replayReader) again(p []byte) (int, error) {
+	select {
+	case <-r.closed:
+		return 0, io.ErrClosedPipe
+	default:
+	}
+	b := r.body
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case r.off == b.read:
+		return 0, b.end
+	case b.lost:
+		return 0, errNotReplayable
+	}
+	n := copy(p, b.kept[r.off:])
+	r.off += n
+	return n, nil
+}
+
 // Close ends this reading; the body itself stays open.
 func (r *replayReader) Close() error {
 	r.once.Do(func() { close(r.closed) })
 	return nil
+}
+
+// waitClosed waits for the transport to let go of the body, which it does when a read
+// ends.
+func (b *replay) waitClosed() {
+	if b != nil && b.last != nil {
+		<-b.last.closed
+	}
 }
 
 // closedNow waits for the transport to let go of the body, as it may still read

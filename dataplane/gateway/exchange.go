@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"net/textproto"
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
@@ -14,6 +15,7 @@ import (
 type exchange struct {
 	w       http.ResponseWriter
 	in      *http.Request // Header is the request's own and is modified in place
+	on      *listenerServer
 	gw      *Gateway
 	table   *table // the configuration this request is served by
 	chain   *filterChain
@@ -33,6 +35,8 @@ type exchange struct {
 	client               netip.Addr // whom the request is from
 	identified           bool       // the headers about it are in place
 	upgrade              string     // the protocol that the client asks for
+	upgraded             bool       // the connection is no longer net/http's
+	expects              bool       // the client waits for `100 Continue` before it sends the body
 
 	active []activeFilter // the filters that are on, in order
 	status int            // of the answer, once it is known
@@ -41,6 +45,7 @@ type exchange struct {
 	// While forwarding.
 	ctx       context.Context // ends with the client or a timeout
 	body      *replay         // nil without a body
+	cut       atomic.Bool     // the client's body is no longer read
 	idle      time.Duration
 	idleTimer *time.Timer
 	overall   *time.Timer
@@ -76,16 +81,13 @@ func (x *exchange) headerValues(name string) []string {
 	return x.pseudo[:]
 }
 
-// headerValue returns the value of a request header, repeated ones joined by commas.
+// headerValue returns the value of a request header. Of a repeated one it is the
+// first line, as Envoy takes it for formats and rate limits.
 func (x *exchange) headerValue(name string) (string, bool) {
-	values := x.headerValues(name)
-	switch len(values) {
-	case 0:
-		return "", false
-	case 1:
+	if values := x.headerValues(name); len(values) > 0 {
 		return values[0], true
 	}
-	return strings.Join(values, ","), true
+	return "", false
 }
 
 // fullPath returns the path with the query.

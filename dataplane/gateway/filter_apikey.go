@@ -153,16 +153,10 @@ func keyOf(x *exchange, sources []keySource) string {
 
 func (s keySource) key(x *exchange) string {
 	switch {
-	case s.header == "Authorization":
-		v, _ := x.headerValue(s.header)
-		const bearer = "Bearer "
-		if len(v) > len(bearer) && strings.EqualFold(v[:len(bearer)], bearer) {
-			return v[len(bearer):]
-		}
-		return v
 	case s.header != "":
+		// Behind `Bearer `, whatever the header, as Envoy does.
 		v, _ := x.headerValue(s.header)
-		return v
+		return strings.TrimPrefix(v, "Bearer ")
 	case s.query != "":
 		return decodedQueryValue(x.query, s.query)
 	}

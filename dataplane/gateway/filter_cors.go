@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"net/http"
+	"strings"
 
 	corsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/cors/v3"
 )
@@ -56,7 +57,7 @@ func (p *corsPolicy) allows(origin string) bool {
 }
 
 func (c *corsRequest) request(x *exchange) *reply {
-	c.origin = x.in.Header.Get("Origin")
+	c.origin = strings.Join(x.in.Header["Origin"], ",") // two are none that is allowed
 	if c.origin == "" || x.route.forward == nil {
 		return nil // Envoy's does nothing on direct responses either
 	}
@@ -72,9 +73,6 @@ func (c *corsRequest) request(x *exchange) *reply {
 	}
 	if c.policy.headers != "" {
 		h.Set("Access-Control-Allow-Headers", orAsked(c.policy.headers, x.in.Header.Get("Access-Control-Request-Headers")))
-	}
-	if c.policy.expose != "" {
-		h.Set("Access-Control-Expose-Headers", c.policy.expose)
 	}
 	if c.policy.age != "" {
 		h.Set("Access-Control-Max-Age", c.policy.age)

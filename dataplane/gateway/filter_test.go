@@ -43,6 +43,7 @@ func TestCORS(t *testing.T) {
 		with("/listed", cors(`"allowOriginStringMatch":[{"exact":"http://a.com"}],"allowMethods":"GET,POST","allowHeaders":"x-a","exposeHeaders":"x-b","maxAge":"5","allowCredentials":true`)),
 		with("/any", cors(`"allowOriginStringMatch":[{"exact":"*"}],"allowMethods":"*","allowHeaders":"*","forwardNotMatchingPreflights":false`)),
 		with("/closed", cors(`"allowOriginStringMatch":[{"exact":"http://a.com"}],"allowMethods":"GET","forwardNotMatchingPreflights":false`)),
+		with("/exposed", cors(`"allowOriginStringMatch":[{"exact":"http://a.com"}],"allowMethods":"GET","exposeHeaders":"x-b","forwardNotMatchingPreflights":false`)),
 		with("/bare", `"cors":`+on),
 		tag("direct", `{"prefix":"/direct"}`, `,"typedPerFilterConfig":{`+cors(`"allowOriginStringMatch":[{"exact":"*"}]`)+`}`),
 	))
@@ -61,13 +62,16 @@ func TestCORS(t *testing.T) {
 		{"OPTIONS", "/listed", "http://a.com", false, true, "Allow-Credentials=true Allow-Origin=http://a.com Expose-Headers=x-b"},
 		{"OPTIONS", "/any", "http://z.com", true, false, "Allow-Headers=x-asked Allow-Methods=PUT Allow-Origin=http://z.com"},
 		{"OPTIONS", "/closed", "http://b.com", true, false, "Allow-Methods=GET"},
+		{"GET", "/any", "http://a.com\nhttp://b.com", false, true, "Allow-Origin=http://a.com,http://b.com"},
+		{"GET", "/listed", "http://a.com\nhttp://b.com", false, true, ""},
+		{"OPTIONS", "/exposed", "http://b.com", true, false, "Allow-Methods=GET"},
 		{"GET", "/bare", "http://a.com", false, true, ""},
 		{"GET", "/direct", "http://a.com", false, false, ""},
 		{"OPTIONS", "/direct", "http://a.com", true, false, ""},
 	} {
 		a := l.do(test.method, test.target, func(r *http.Request) {
 			if test.origin != "" {
-				r.Header.Set("Origin", test.origin)
+				r.Header["Origin"] = strings.Split(test.origin, "\n")
 			}
 			if test.preflight {
 				r.Header.Set("Access-Control-Request-Method", "PUT")
@@ -128,12 +132,16 @@ func TestKeyAuth(t *testing.T) {
 		{"/allow", []string{"apikey: k2"}, 403, "Client is forbidden.", ""},
 		{"/other", []string{"apikey: k1"}, 401, "Client authentication failed.", ""},
 		{"/other", []string{"authorization: Bearer k1"}, 200, "", "/other X-C=alice"},
+		{"/other", []string{"authorization: bearer k1"}, 401, "Client authentication failed.", ""},
+		{"/key", []string{"apikey: Bearer k1"}, 200, "", "/key Apikey=Bearer k1 X-Consumer-Username=alice"},
+		{"/key", []string{"apikey: k1", "apikey: k2"}, 200, "", "/key Apikey=k1 X-Consumer-Username=alice"},
+		{"/key", []string{"apikey: no", "apikey: k1"}, 401, "Client authentication failed.", ""},
 		{"/other", []string{"cookie: a=b; ck=k2; c=d"}, 200, "", "/other Cookie=a=b; c=d X-C=bob"},
 	} {
 		a := l.do("GET", test.target, func(r *http.Request) {
 			for _, h := range test.header {
 				name, value, _ := strings.Cut(h, ": ")
-				r.Header.Set(name, value)
+				r.Header.Add(name, value)
 			}
 		})
 		got := ""

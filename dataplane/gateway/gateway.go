@@ -57,6 +57,7 @@ type Gateway struct {
 	now          func() time.Time
 	resolver     resolver
 	dnsRefresh   time.Duration
+	restTimeout  time.Duration
 	localAddress string
 	buffers      buffers
 
@@ -84,8 +85,8 @@ func New(cfg Config) (*Gateway, error) {
 		cfg.DrainTimeout = 10 * time.Second
 	}
 	g := &Gateway{
-		cfg: cfg, log: cfg.Logger, checker: newChecker(), now: time.Now, resolver: net.DefaultResolver, dnsRefresh: dnsRefresh,
-		localAddress: localAddress(), assignments: map[string]*assignment{}, listeners: map[string]*listenerServer{},
+		cfg: cfg, log: cfg.Logger, checker: newChecker(), now: time.Now, resolver: net.DefaultResolver,
+		dnsRefresh: dnsRefresh, restTimeout: restTimeout, localAddress: localAddress(), assignments: map[string]*assignment{}, listeners: map[string]*listenerServer{},
 	}
 	g.ctx, g.cancel = context.WithCancel(context.Background())
 	g.table.Store(emptyTable())

@@ -75,6 +75,7 @@ func bareLab(t *testing.T) *lab {
 	if err != nil {
 		t.Fatal(err)
 	}
+	gw.restTimeout = 100 * time.Millisecond
 	t.Cleanup(gw.close)
 	return &lab{T: t, gw: gw}
 }

@@ -19,6 +19,9 @@ func stripPort(host string) string {
 	if strings.IndexByte(host, ':') != colon && !strings.HasPrefix(host, "[") {
 		return host // a bare IPv6 address
 	}
+	if colon == len(host)-1 {
+		return host
+	}
 	for _, c := range host[colon+1:] {
 		if c < '0' || c > '9' {
 			return host

@@ -45,6 +45,7 @@ var (
 	errClient   = errors.New("the client is gone")
 	errOverall  = errors.New("request timeout")
 	errIdle     = errors.New("stream timeout")
+	errBody     = errors.New("the request's body is malformed")
 )
 
 // outcome is the result of one try.
@@ -172,11 +173,12 @@ func (x *exchange) prepareBody() (done func()) {
 		limit = keepForRetry
 	}
 	x.body = &replay{src: x.in.Body, limit: limit, progress: x.progress}
-	rc := http.NewResponseController(x.w)
-	// Answers may come before the whole request was sent.
-	_ = rc.EnableFullDuplex() // HTTP/2 is anyway
 	// The transport does not give up while it waits for more of the body.
-	stop := context.AfterFunc(x.ctx, func() { _ = rc.SetReadDeadline(time.Unix(1, 0)) }) // net/http has it for both protocols
+	stop := context.AfterFunc(x.ctx, func() {
+		if !x.body.complete() {
+			x.cutBody()
+		}
+	})
 	return func() { stop() }
 }
 
@@ -269,7 +271,7 @@ func (x *exchange) observe(o *outcome) {
 	switch {
 	case o.failure == nil:
 		x.cluster.observe(o.host, o.resp.StatusCode)
-	case errors.Is(o.failure, errClient), errors.Is(o.failure, errIdle):
+	case errors.Is(o.failure, errClient), errors.Is(o.failure, errIdle), errors.Is(o.failure, errBody):
 	case errors.Is(o.failure, errOverall), errors.Is(o.failure, errTry):
 		x.cluster.observeFailure(o.host, http.StatusGatewayTimeout)
 	default:
@@ -291,7 +293,7 @@ func (x *exchange) try(h *host, policy *retryPolicy) *outcome {
 		o.failure = errReset
 		return o
 	}
-	resp, err := x.cluster.transport.roundTrip(req)
+	resp, err := x.cluster.transport.roundTrip(req, cancel)
 	x.progress()
 	if err != nil {
 		o.failure, o.sent = x.classify(ctx, err)
@@ -333,8 +335,11 @@ func (x *exchange) outgoing(ctx context.Context, h *host) (*http.Request, error)
 		}
 	}
 	req := (&http.Request{
-		Method: x.method, URL: u, Header: x.in.Header, Host: host, ContentLength: 0, Trailer: x.in.Trailer,
+		Method: x.method, URL: u, Header: x.in.Header, Host: host, ContentLength: 0,
 	}).WithContext(ctx)
+	if x.in.ProtoMajor > 1 && cfg.http2 {
+		req.Trailer = x.in.Trailer // over HTTP/1.1, like Envoy, none
+	}
 	if _, ok := req.Header["User-Agent"]; !ok {
 		req.Header["User-Agent"] = []string{""} // none, rather than net/http's own
 	}
@@ -358,11 +363,13 @@ func poolName(address, serverName string) string {
 
 // classify finds out why a try got no answer.
 func (x *exchange) classify(ctx context.Context, err error) (failure error, sent bool) {
-	if ctx.Err() != nil {
-		if errors.Is(context.Cause(ctx), errTry) {
-			return errTry, true
-		}
+	switch {
+	case x.ctx.Err() != nil:
 		return x.whyCanceled(), true
+	case x.body.fault() != nil:
+		return errBody, true
+	case ctx.Err() != nil: // errTry, or errReset of the connection
+		return context.Cause(ctx), true
 	}
 	var de *dialError
 	if errors.As(err, &de) {
@@ -394,7 +401,9 @@ func (x *exchange) whyCanceled() error {
 func (x *exchange) answerFailure(failure error, retried int) {
 	switch {
 	case errors.Is(failure, errClient):
-		panic(http.ErrAbortHandler) // vet:allow net/http's way to end an exchange; nobody is there to hear
+		x.abort() // nobody is there to hear
+	case errors.Is(failure, errBody):
+		x.answer(badRequest)
 	case errors.Is(failure, errOverall), errors.Is(failure, errTry):
 		x.answer(&reply{status: http.StatusGatewayTimeout, body: "upstream request timeout"})
 	case errors.Is(failure, errIdle):

@@ -63,9 +63,11 @@ func (x *exchange) relay(resp *http.Response) {
 	if x.method == http.MethodHead {
 		return
 	}
+	// A client that takes nothing is not waited for longer than the upstream is.
+	rc := http.NewResponseController(x.w)
+	defer context.AfterFunc(x.ctx, func() { _ = rc.SetWriteDeadline(past) })()
 	if err := x.copyBody(resp); err != nil {
-		// The client has to see that the answer is not whole.
-		panic(http.ErrAbortHandler) // vet:allow net/http's way to cut an answer off
+		x.abort() // the client has to see that the answer is not whole
 	}
 	x.sendTrailers(resp)
 }
@@ -121,7 +123,7 @@ func (x *exchange) sendTrailers(resp *http.Response) {
 // switchProtocols joins the client and the upstream that has agreed to an upgrade.
 func (x *exchange) switchProtocols(resp *http.Response) {
 	upstream, ok := resp.Body.(io.ReadWriteCloser)
-	if !ok {
+	if !ok || x.upgrade == "" || !strings.EqualFold(resp.Header.Get("Upgrade"), x.upgrade) {
 		x.answerFailure(errProtocol, 0)
 		return
 	}
@@ -140,7 +142,15 @@ func (x *exchange) switchProtocols(resp *http.Response) {
 		x.answerFailure(errProtocol, 0)
 		return
 	}
+	x.upgraded = true
 	defer client.Close()
+	// Whatever ends first, or the listener's end, ends both.
+	stop := context.AfterFunc(x.ctx, func() {
+		_ = client.Close() // ends the copying; nothing else is to be done
+		_ = upstream.Close()
+	})
+	defer stop()
+	defer context.AfterFunc(x.on.upgrades, func() { _ = client.Close() })()
 	head := &http.Response{StatusCode: resp.StatusCode, ProtoMajor: 1, ProtoMinor: 1, Header: h}
 	if err := head.Write(rw); err != nil {
 		return
@@ -148,13 +158,6 @@ func (x *exchange) switchProtocols(resp *http.Response) {
 	if err := rw.Flush(); err != nil {
 		return
 	}
-	// Whatever ends first, or the gateway's end, ends both.
-	stop := context.AfterFunc(x.ctx, func() {
-		_ = client.Close() // ends the copying; nothing else is to be done
-		_ = upstream.Close()
-	})
-	defer stop()
-	defer context.AfterFunc(x.gw.ctx, func() { _ = client.Close() })()
 	var both sync.WaitGroup
 	both.Go(func() {
 		x.copyStream(client, upstream)

@@ -15,6 +15,9 @@ type reply struct {
 	closing bool // the connection is closed after it
 }
 
+// badRequest is the answer to what is not HTTP.
+var badRequest = &reply{status: http.StatusBadRequest, body: "Bad Request", closing: true}
+
 // answer sends an answer of the gateway's own, with the headers that Envoy gives
 // it: the route's and the filters' changes apply to it too.
 func (x *exchange) answer(r *reply) {
@@ -39,7 +42,7 @@ func (x *exchange) answer(r *reply) {
 	if r.status >= 200 && r.status != http.StatusNoContent && r.status != http.StatusNotModified {
 		h["Content-Length"] = []string{strconv.Itoa(len(r.body))}
 	}
-	if r.closing {
+	if (r.closing || x.cut.Load()) && x.in.ProtoMajor == 1 { // other requests share an HTTP/2 connection
 		h["Connection"] = []string{"close"}
 	}
 	x.filterResponse(h)

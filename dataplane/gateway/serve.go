@@ -12,8 +12,25 @@ import (
 
 // ServeHTTP serves a request that came in on a listener.
 func (s *listenerServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	x := &exchange{w: w, in: r, gw: s.gw, started: s.gw.now()}
-	if r.ProtoMajor == 1 && r.ProtoMinor == 0 {
+	if !s.requests.begin() {
+		w.Header().Set("Connection", "close")
+		w.WriteHeader(http.StatusServiceUnavailable)
+		return
+	}
+	defer s.requests.end()
+	x := &exchange{w: w, in: r, on: s, gw: s.gw, started: s.gw.now()}
+	if r.ProtoMajor == 1 && r.ContentLength != 0 {
+		// An answer does not wait for the body, which may never come.
+		_ = http.NewResponseController(w).EnableFullDuplex()
+	}
+	s.handle(x)
+	x.settle()
+}
+
+// handle answers a request.
+func (s *listenerServer) handle(x *exchange) {
+	r := x.in
+	if r.ProtoMajor == 1 && r.ProtoMinor != 1 {
 		x.answer(&reply{status: http.StatusUpgradeRequired, body: "Upgrade Required", closing: true})
 		return
 	}
@@ -29,8 +46,8 @@ func (s *listenerServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		x.answer(&reply{status: http.StatusNotFound, closing: true}) // no route matches a CONNECT
 		return
 	}
-	if !x.parseTarget() || r.ProtoMajor == 1 && !knownMethods[x.method] {
-		x.answer(&reply{status: http.StatusBadRequest, body: "Bad Request", closing: true})
+	if bad := x.refusal(); bad != nil {
+		x.answer(bad)
 		return
 	}
 	x.prepareHeaders()
@@ -40,6 +57,63 @@ func (s *listenerServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	defer x.cluster.release()
 	x.serve()
+}
+
+// refusal returns the answer to a request that is not to be routed at all.
+func (x *exchange) refusal() *reply {
+	if n := 1 + headerLines(x.in.Header); n > maxHeaders {
+		return &reply{status: http.StatusRequestHeaderFieldsTooLarge, body: "Request Header Fields Too Large", closing: true}
+	}
+	if x.in.ProtoMajor == 1 && (!knownMethods[x.method] || !mayNominate(x.in.Header["Connection"])) {
+		return badRequest
+	}
+	// Over HTTP/2 net/http takes any authority. With a slash in it one could name
+	// another virtual host than the path does.
+	if x.in.ProtoMajor > 1 && !validAuthority(x.host) {
+		return badRequest
+	}
+	return x.parseTarget()
+}
+
+// maxHeaders bounds the lines of headers, as Envoy does.
+const maxHeaders = 100
+
+func headerLines(h http.Header) int {
+	n := 0
+	for _, values := range h {
+		n += len(values)
+	}
+	return n
+}
+
+// maxNominated bounds the names in Connection.
+const maxNominated = 10
+
+// mayNominate reports whether a client's Connection names only what it may: who names
+// a header that tells where a request comes from wants to hide it.
+func mayNominate(lines []string) bool {
+	n := 0
+	for _, line := range lines {
+		for name := range strings.SplitSeq(line, ",") {
+			n++
+			switch name = strings.ToLower(strings.TrimSpace(name)); {
+			case name == "host", name == "x-forwarded-for", name == "x-forwarded-host", name == "x-forwarded-proto", strings.HasPrefix(name, ":"):
+				return false
+			}
+		}
+	}
+	return n < maxNominated
+}
+
+// validAuthority reports whether a text may stand for a host and port: only what may
+// stand in the host of a URL, encoded bytes included.
+func validAuthority(s string) bool {
+	for i := range len(s) {
+		if c := s[i]; !isUnreserved(c) && strings.IndexByte("!$&'()*+,;=:[]%", c) < 0 {
+			return false
+		}
+	}
+	return s != ""
 }
 
 // knownMethods are those that Envoy takes over HTTP/1.1.
@@ -59,7 +133,8 @@ func (x *exchange) prepareHeaders() {
 	}
 	removeHopHeaders(h)
 	delete(h, "Http2-Settings")
-	delete(h, "Expect") // net/http has answered it
+	x.expects = h.Get("Expect") != ""
+	delete(h, "Expect") // net/http answers it
 	if te := h["Te"]; te != nil {
 		delete(h, "Te")
 		if hasToken(te, "trailers") {
@@ -94,13 +169,21 @@ func (x *exchange) upgradeAllowed() bool {
 	return x.chain.upgrades[kind]
 }
 
-// parseTarget takes the path as the client sent it, not as net/url decoded it.
-func (x *exchange) parseTarget() bool {
+// parseTarget takes the path as the client sent it, not as net/url decoded it. It
+// returns a reply to a target that no route can match.
+func (x *exchange) parseTarget() *reply {
 	target := x.in.RequestURI
+	if target == "*" && x.method == http.MethodOptions {
+		return &reply{status: http.StatusNotFound}
+	}
 	if !strings.HasPrefix(target, "/") {
-		_, rest, ok := strings.Cut(target, "://")
-		if !ok {
-			return false // `*`, or the authority of a CONNECT
+		scheme, rest, ok := strings.Cut(target, "://")
+		scheme = strings.ToLower(scheme)
+		if !ok || x.in.ProtoMajor != 1 || scheme != "http" && scheme != "https" {
+			return badRequest // `*`, or the authority of a CONNECT
+		}
+		if scheme == "https" && x.scheme == "http" {
+			return &reply{status: http.StatusForbidden, body: "Forbidden", closing: true}
 		}
 		if slash := strings.IndexAny(rest, "/?"); slash < 0 {
 			target = "/"
@@ -109,12 +192,12 @@ func (x *exchange) parseTarget() bool {
 		}
 	}
 	for i := range len(target) {
-		if target[i] >= 0x80 {
-			return false
+		if c := target[i]; c <= ' ' || c >= 0x7f {
+			return badRequest
 		}
 	}
 	x.path, x.query, x.hasQuery = cutQuery(target)
-	return true
+	return nil
 }
 
 // route finds the filter chain, route and cluster of a request, all in one table,
@@ -287,5 +370,6 @@ func addrPortOf(s string) netip.AddrPort {
 	if err != nil {
 		return netip.AddrPort{}
 	}
-	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+	// A zone says which link an address is on; no range holds an address with one.
+	return netip.AddrPortFrom(ap.Addr().Unmap().WithZone(""), ap.Port())
 }

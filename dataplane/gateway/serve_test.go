@@ -152,6 +152,13 @@ func TestRequestsAreRefusedAsEnvoyDoes(t *testing.T) {
 		"a method that is none":    {"FOO / HTTP/1.1\r\nHost: a\r\n\r\n", 400, "Bad Request"},
 		"CONNECT":                  {"CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\n\r\n", 404, ""},
 		"an upgrade":               {"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: foo\r\n\r\n", 403, ""},
+		"HTTP/1.2":                 {"GET / HTTP/1.2\r\nHost: a\r\n\r\n", 426, "Upgrade Required"},
+		"OPTIONS *":                {"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", 404, ""},
+		"https in plaintext":       {"GET https://a/ HTTP/1.1\r\nHost: a\r\n\r\n", 403, "Forbidden"},
+		"another scheme":           {"GET ftp://a/ HTTP/1.1\r\nHost: a\r\n\r\n", 400, "Bad Request"},
+		"a hidden origin":          {"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 1.2.3.4\r\nConnection: close, X-Forwarded-For\r\n\r\n", 400, "Bad Request"},
+		"a hidden host":            {"GET / HTTP/1.1\r\nHost: a\r\nConnection: host\r\n\r\n", 400, "Bad Request"},
+		"much in Connection":       {"GET / HTTP/1.1\r\nHost: a\r\nConnection: a,b,c,d,e\r\nConnection: f,g,h,i,j\r\n\r\n", 400, "Bad Request"},
 		"a websocket not switched": {"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n", 403, ""},
 	} {
 		a := l.raw(test.request)

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -20,6 +21,10 @@ type listenerServer struct {
 	http    *http.Server
 	closing atomic.Bool   // drain has begun
 	done    chan struct{} // closed when Serve has returned
+
+	requests inFlight           // those being answered, upgraded connections included
+	upgrades context.Context    // ends upgraded connections, which net/http does not know any more
+	cut      context.CancelFunc // of upgrades
 }
 
 // Bounds on what a client may take its time with, as Envoy has them.
@@ -46,6 +51,7 @@ func (g *Gateway) bind(name string) (*listenerServer, error) {
 		return nil, fmt.Errorf("it cannot be bound: %w", err)
 	}
 	s := &listenerServer{gw: g, name: name, socket: socket, done: make(chan struct{})}
+	s.upgrades, s.cut = context.WithCancel(g.ctx)
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
 	protocols.SetHTTP2(true)
@@ -55,6 +61,8 @@ func (g *Gateway) bind(name string) (*listenerServer, error) {
 		ReadHeaderTimeout: headerTimeout, IdleTimeout: clientIdle,
 		ErrorLog: slog.NewLogLogger(g.log.With("listener", name).Handler(), slog.LevelDebug),
 		HTTP2:    &http.HTTP2Config{MaxConcurrentStreams: maxConcurrentH2},
+		// `OPTIONS *` is a request like any other.
+		DisableGeneralOptionsHandler: true,
 	}
 	if name == listenerHTTPS {
 		s.http.TLSConfig = &tls.Config{GetConfigForClient: s.tlsConfig, NextProtos: []string{"h2", "http/1.1"}}
@@ -105,6 +113,47 @@ func (g *Gateway) drain(s *listenerServer) {
 			g.log.Warn("requests were cut off", "listener", s.name, "error", err)
 			_ = s.http.Close() // after Shutdown it only closes what is left
 		}
+		s.cut()
 		<-s.done
+		s.requests.wait()
 	})
+}
+
+// inFlight counts requests. The zero value counts none.
+type inFlight struct {
+	mu   sync.Mutex
+	n    int
+	none chan struct{} // closed when the last has ended; nil before wait
+}
+
+// begin counts one more; false when no more are taken.
+func (f *inFlight) begin() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.none != nil {
+		return false
+	}
+	f.n++
+	return true
+}
+
+func (f *inFlight) end() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.n--
+	if f.n == 0 && f.none != nil {
+		close(f.none)
+	}
+}
+
+// wait takes no more and returns when all have ended. It is called once.
+func (f *inFlight) wait() {
+	f.mu.Lock()
+	f.none = make(chan struct{})
+	if f.n == 0 {
+		close(f.none)
+	}
+	none := f.none
+	f.mu.Unlock()
+	<-none
 }

@@ -2,9 +2,7 @@ package gateway
 
 import (
 	"context"
-	"net"
 	"net/http"
-	"net/http/httptrace"
 	"sync/atomic"
 	"time"
 
@@ -74,7 +72,7 @@ func (g *Gateway) newRoundTripper(ctx context.Context, cfg *transportConfig) *ht
 	if cfg.tls != nil && len(cfg.tls.needs.alpn) > 0 {
 		alpn = cfg.tls.needs.alpn
 	}
-	d := dialer{gw: g, lifetime: ctx, timeout: cfg.connectTimeout, tls: cfg.tls, alpn: alpn, counted: cfg.maxRequests > 0 && !cfg.http2}
+	d := dialer{gw: g, lifetime: ctx, timeout: cfg.connectTimeout, tls: cfg.tls, alpn: alpn, watched: !cfg.http2}
 	return &http.Transport{
 		DialContext:         d.dial,
 		DialTLSContext:      d.dial,
@@ -86,29 +84,6 @@ func (g *Gateway) newRoundTripper(ctx context.Context, cfg *transportConfig) *ht
 		ReadBufferSize:      16 << 10,
 		HTTP2:               &http.HTTP2Config{SendPingTimeout: 30 * time.Second},
 	}
-}
-
-// roundTrip sends a request. A connection that has carried as many as it may is
-// closed after it.
-func (t *transport) roundTrip(req *http.Request) (*http.Response, error) {
-	if t.cfg.maxRequests == 0 || t.cfg.http2 {
-		return t.rt.RoundTrip(req)
-	}
-	trace := &httptrace.ClientTrace{GotConn: func(info httptrace.GotConnInfo) {
-		if c, ok := info.Conn.(*countedConn); ok && c.requests.Add(1) >= t.cfg.maxRequests {
-			// Before it is written: GotConn is called by RoundTrip itself. Not req.Close,
-			// for the transport works on a copy.
-			req.Header["Connection"] = []string{"close"}
-		}
-	}}
-	req = req.WithContext(httptrace.WithClientTrace(req.Context(), trace))
-	return t.rt.RoundTrip(req)
-}
-
-// countedConn is a connection that counts the requests it carries.
-type countedConn struct {
-	net.Conn
-	requests atomic.Int64
 }
 
 // acquire takes the transport for one more user; false when it was given up.

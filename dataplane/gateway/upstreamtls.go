@@ -80,7 +80,7 @@ type dialer struct {
 	timeout  time.Duration
 	tls      *upstreamTLS // nil for plaintext
 	alpn     []string
-	counted  bool // the connections count their requests
+	watched  bool // the connections are upstreamConns
 }
 
 // dial connects, and with TLS shakes hands, within the cluster's connect timeout.
@@ -92,8 +92,8 @@ func (d *dialer) dial(ctx context.Context, network, addr string) (net.Conn, erro
 	if err != nil {
 		return nil, &dialError{err: err, timeout: errors.Is(ctx.Err(), context.DeadlineExceeded)}
 	}
-	if d.counted {
-		return &countedConn{Conn: conn}, nil
+	if d.watched {
+		return &upstreamConn{Conn: conn}, nil
 	}
 	return conn, nil
 }
