@@ -72,6 +72,32 @@ bench-smoke: ## Measure in small and fail when a ratio is far off; for CI.
 	$(GO) -C bench test ./...
 	$(GO) -C bench run . run -smoke
 
+# What chaos runs: schedules of these seeds. CHAOS_SEED=7 CHAOS_FAULTS=25 repeats one.
+CHAOS_SEED   ?= 1
+CHAOS_FAULTS ?= 1000
+CHAOS_FLAGS  ?= -keep .tmp/chaos
+
+.PHONY: chaos
+chaos: chaos-tools ## Do to clusters what goes wrong in the field, 1,000 times in an hour, and write docs/reliability.md. Needs root on Linux.
+	$(GO) run ./test/chaos -prove
+	$(GO) run ./test/chaos -seed $(CHAOS_SEED) -faults $(CHAOS_FAULTS) $(CHAOS_FLAGS) -page docs/reliability.md
+
+.PHONY: chaos-smoke
+chaos-smoke: chaos-tools ## The same in small, every kind of fault once in ten minutes; for CI.
+	$(GO) run ./test/chaos -prove
+	$(GO) run ./test/chaos -seed $(CHAOS_SEED) -each 1 $(CHAOS_FLAGS)
+
+# Debian's packages, installed where they are missing and that is possible; else
+# the program itself says what it lacks.
+.PHONY: chaos-tools
+chaos-tools:
+	@missing=(); for tool in ip:iproute2 nft:nftables iptables:iptables; do \
+		command -v "$${tool%%:*}" >/dev/null || missing+=("$${tool##*:}"); done; \
+	if (( $${#missing[@]} )); then \
+		if [[ $$(id -u) != 0 ]] || ! command -v apt-get >/dev/null; then \
+			echo "chaos: missing: $${missing[*]}; install them, or run as root where there is apt" >&2; exit 1; fi; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$${missing[@]}"; fi
+
 .PHONY: lint
 lint: ## Check formatting, vet, staticcheck and the house rules.
 	@unformatted="$$(git ls-files '*.go' | grep -v '\.pb\.go$$' | xargs gofmt -l)"; \
