@@ -115,7 +115,7 @@ func (s *Service) judge(g *state.Group, changes []*musterv1.Change, after state.
 		}
 		return e.Resource, true
 	}
-	problems := s.validator().Group(lookup, keys)
+	problems := s.validator().Group(lookup, append(keys, referrers(after, diff)...))
 	if len(problems) == 0 {
 		// Only what makes sense is worth a trial; its problems would repeat the
 		// ones found already.
@@ -125,6 +125,46 @@ func (s *Service) judge(g *state.Group, changes []*musterv1.Change, after state.
 		return &invalidError{violationsOf(problems, changes)}
 	}
 	return nil
+}
+
+// referrers lists the objects whose references a transaction may have broken
+// without touching them: those of an ssl that was deleted or became one of
+// another type, and the routes of a service that became one of another type. What
+// belongs to a deleted service or consumer is deleted along with it.
+func referrers(after state.View, diff []state.Change) []resource.Key {
+	var keys, ssls []resource.Key
+	for _, c := range diff {
+		if c.Before == nil {
+			continue
+		}
+		was, is := c.Before.Resource, &musterv1.Resource{}
+		if c.After != nil {
+			is = c.After.Resource
+		}
+		switch {
+		case was.GetSsl() != nil && (c.After == nil || was.GetSsl().GetType() != is.GetSsl().GetType()):
+			ssls = append(ssls, c.Key)
+		case was.GetService() != nil && c.After != nil && was.GetService().GetType() != is.GetService().GetType():
+			for e := range after.RoutesOf(c.Key.ID) {
+				keys = append(keys, e.Key)
+			}
+			for e := range after.StreamRoutesOf(c.Key.ID) {
+				keys = append(keys, e.Key)
+			}
+		}
+	}
+	if len(ssls) == 0 {
+		return keys
+	}
+	// Nothing indexes who refers to an ssl, for few do, and few are deleted.
+	all := func(yield func(*musterv1.Resource) bool) {
+		for e := range after.Entries() {
+			if !yield(e.Resource) {
+				return
+			}
+		}
+	}
+	return append(keys, resource.Referrers(all, ssls)...)
 }
 
 // violationsOf places problems in a request: under the change that touches the
