@@ -23,10 +23,17 @@ func (s *Service) Commit(ctx context.Context, req *musterv1.CommitRequest) (*mus
 	if err != nil {
 		return nil, toStatus(err)
 	}
-	resp, err := s.judged(ctx, req.GetGroup(), req.GetDryRun(), func(g *state.Group) (*musterv1.CommitResponse, error) {
+	resp, err := s.judged(ctx, req, func(g *state.Group) (*musterv1.CommitResponse, error) {
 		return s.commit(ctx, g, req, changes)
 	})
 	return resp, toStatus(err)
+}
+
+// proposal is what Commit and Rollback have in common.
+type proposal interface {
+	GetGroup() string
+	GetRequestId() string
+	GetDryRun() bool
 }
 
 // judged evaluates and proposes a transaction on a group. The leader's own state
@@ -34,13 +41,16 @@ func (s *Service) Commit(ctx context.Context, req *musterv1.CommitRequest) (*mus
 // is applied, and the majority is asked only once, by the proposal itself. But a
 // refusal may be due to the state of a leader that is none any more, so before
 // it is told, the state is made certain and the transaction judged again.
-func (s *Service) judged(ctx context.Context, group string, certain bool, do func(*state.Group) (*musterv1.CommitResponse, error)) (*musterv1.CommitResponse, error) {
+func (s *Service) judged(ctx context.Context, req proposal, do func(*state.Group) (*musterv1.CommitResponse, error)) (*musterv1.CommitResponse, error) {
 	_, _, leader := s.cfg.Store.Leader()
-	certain = certain || !leader
+	certain := req.GetDryRun() || !leader
 	for try := 1; ; try++ {
-		g, err := s.readGroup(ctx, group, !certain)
+		g, err := s.readGroup(ctx, req.GetGroup(), !certain)
 		var resp *musterv1.CommitResponse
 		if err == nil {
+			if first, known := s.replay(ctx, g, req); known {
+				return first.Commit, first.Err
+			}
 			resp, err = do(g)
 		}
 		var pinned *pinnedConflict
@@ -54,6 +64,18 @@ func (s *Service) judged(ctx context.Context, group string, certain bool, do fun
 			return nil, err
 		}
 	}
+}
+
+// replay returns the first answer to a request that is made again. It comes
+// before everything else: the group has moved on since, and would judge the
+// transaction differently.
+func (s *Service) replay(ctx context.Context, g *state.Group, req proposal) (state.Result, bool) {
+	if req.GetRequestId() == "" || req.GetDryRun() {
+		return state.Result{}, false
+	}
+	cmd := s.command(ctx, req.GetRequestId())
+	cmd.Command = &musterv1.Command_Commit{Commit: &musterv1.CommitCommand{Group: g.ID()}}
+	return s.cfg.Store.State().Replay(cmd)
 }
 
 // isRefusal tells whether an error says something about the state.
@@ -105,13 +127,6 @@ func (s *Service) commit(ctx context.Context, g *state.Group, req *musterv1.Comm
 func (s *Service) propose(ctx context.Context, g *state.Group, cmd *musterv1.CommitCommand, requestID string, dryRun bool) (*musterv1.CommitResponse, error) {
 	full := s.command(ctx, requestID)
 	full.Command = &musterv1.Command_Commit{Commit: cmd}
-	if requestID != "" && !dryRun {
-		// A retry must get the first answer, although the group has moved on since
-		// and would judge the transaction differently.
-		if res, known := s.cfg.Store.State().Replay(full); known {
-			return res.Commit, res.Err
-		}
-	}
 	after, diff, answer, err := state.Preview(g, cmd, full.GetAuthor(), full.GetTime())
 	if err != nil {
 		var problems resource.Problems
@@ -183,7 +198,7 @@ func (s *Service) Rollback(ctx context.Context, req *musterv1.RollbackRequest) (
 	if req.GetToRevision() == 0 {
 		return nil, toStatus(requiredField("to_revision"))
 	}
-	resp, err := s.judged(ctx, req.GetGroup(), req.GetDryRun(), func(g *state.Group) (*musterv1.CommitResponse, error) {
+	resp, err := s.judged(ctx, req, func(g *state.Group) (*musterv1.CommitResponse, error) {
 		return s.propose(ctx, g, &musterv1.CommitCommand{
 			Group:            g.ID(),
 			ExpectedRevision: req.ExpectedRevision,

@@ -354,3 +354,24 @@ func TestAFollowerReadsBeforeItJudges(t *testing.T) {
 		t.Fatalf("read %d times, want once", h.store.reads-reads)
 	}
 }
+
+// What a retry holds was judged the first time: it gets its answer although the
+// group, or the time, would judge it differently now.
+func TestARetryIsNotJudgedAgain(t *testing.T) {
+	h := newHarness(t)
+	h.group("g")
+	h.commit(put(consumerOf("ann")), put(keyOfAnn("a-secret-key")))
+	edited := keyOfAnn(mask)
+	edited.GetCredential().Desc = "edited"
+	req := &musterv1.CommitRequest{Group: "g", RequestId: "once", Changes: []*musterv1.Change{put(edited)}}
+	first, err := h.admin.Commit(h.as(editorKey), req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The secret that the mask stood for is gone.
+	h.commit(del(musterv1.Kind_KIND_CREDENTIAL, "ann/k"))
+	again, err := h.admin.Commit(h.as(editorKey), req)
+	if err != nil || again.GetRevision() != first.GetRevision() {
+		t.Fatalf("the retry got %v, %v; the first %v", again, err, first)
+	}
+}
