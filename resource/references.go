@@ -48,31 +48,11 @@ func References(r *musterv1.Resource) []Reference {
 	return refs
 }
 
-// Referrers returns the keys of the objects that refer to any of the targets, in
-// the order of objects. With them, Validator.Group tells what a change of the
-// targets breaks.
-func Referrers(objects iter.Seq[*musterv1.Resource], targets []Key) []Key {
-	wanted := make(map[Key]bool, len(targets))
-	for _, key := range targets {
-		wanted[key] = true
-	}
-	var found []Key
-	for r := range objects {
-		for _, ref := range References(r) {
-			if wanted[ref.To] {
-				found = append(found, KeyOf(r))
-				break
-			}
-		}
-	}
-	return found
-}
-
 // Group returns what is wrong between objects: the references of those named in
 // changed that lead nowhere, or to an object of the wrong type. lookup sees the
 // group as it is after the change; a changed key that it does not find was
 // deleted. What refers to a changed object is judged only if it is in changed
-// too, see Referrers.
+// too.
 func (v Validator) Group(lookup func(Key) (*musterv1.Resource, bool), changed []Key) Problems {
 	inChange := make(map[Key]bool, len(changed))
 	for _, key := range changed {

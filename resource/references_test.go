@@ -91,9 +91,6 @@ func TestReferencesOfEveryKind(t *testing.T) {
 			t.Errorf("%s: got %s, want %s", text, got, want)
 		}
 	}
-	if got := fmt.Sprint(resource.Referrers(g.all(), keys(t, "ssl/c", "consumer/alice"))); got != "[service/s route/r credential/alice/k]" {
-		t.Errorf("got %s", got)
-	}
 }
 
 func TestAGroupIsWholeAsLongAsItsReferencesAre(t *testing.T) {

@@ -115,16 +115,16 @@ func (t *transaction) apply(group string, i int, c *musterv1.Change) error {
 	case *musterv1.Change_Delete:
 		key, field = resource.KeyFromProto(a.Delete), "delete"
 	default:
-		t.problem(resource.Key{}, fmt.Sprintf("changes[%d]", i), resource.CodeRequired, "neither put nor delete is set")
+		t.problem(resource.Key{}, fmt.Sprintf("changes[%d]", i), resource.CodeRequired, "neither put nor delete is set", "")
 		return nil
 	}
 	path := fmt.Sprintf("changes[%d].%s", i, field)
 	if reason := checkKey(key); reason != "" {
-		t.problem(key, path, resource.CodeInvalid, reason)
+		t.problem(key, path, resource.CodeInvalid, reason, "")
 		return nil
 	}
 	if t.touched[key] {
-		t.problem(key, path, resource.CodeDuplicate, "the transaction changes "+key.String()+" twice")
+		t.problem(key, path, resource.CodeDuplicate, "the transaction changes "+key.String()+" twice", "one change for each resource")
 		return nil
 	}
 	current := t.edit.get(key)
@@ -172,7 +172,7 @@ func (t *transaction) remove(key resource.Key) {
 	for _, child := range t.edit.children(key) {
 		if explicit, seen := t.touched[child]; explicit {
 			path, _ := parentOf(t.edit.get(child))
-			t.problem(child, path, resource.CodeReference, key.String()+" is deleted by the same transaction")
+			t.problem(child, path, resource.CodeReference, key.String()+" is deleted by the same transaction", "delete it too, or keep what it belongs to")
 		} else if !seen {
 			t.touched[child] = false
 		}
@@ -181,15 +181,20 @@ func (t *transaction) remove(key resource.Key) {
 	t.edit.remove(key)
 }
 
-// finish refuses what would leave a route without its service or a credential
-// without its consumer, so that no cascade ever misses one.
+// finish refuses what would leave a route without its service, a credential
+// without its consumer, so that no cascade ever misses one, or an upstream without
+// its client certificate.
 func (t *transaction) finish() error {
 	for _, key := range slices.SortedFunc(maps.Keys(t.touched), compareKeys) {
 		if !t.touched[key] {
 			t.cascaded = append(t.cascaded, key)
 		}
-		if after := t.edit.get(key); after != nil {
-			t.checkParent(after)
+		after := t.edit.get(key)
+		if after != nil {
+			t.checkReferences(after)
+		}
+		if key.Kind == musterv1.Kind_KIND_SSL && !isClientCert(after) {
+			t.checkReferrers(key)
 		}
 	}
 	if len(t.problems) > 0 {
@@ -199,12 +204,34 @@ func (t *transaction) finish() error {
 	return nil
 }
 
-func (t *transaction) checkParent(e *Entry) {
-	path, parent := parentOf(e)
-	if parent != (resource.Key{}) && t.edit.get(parent) == nil {
-		t.problem(e.Key, path, resource.CodeReference, fmt.Sprintf("%s does not exist", parent))
+func (t *transaction) checkReferences(e *Entry) {
+	for _, ref := range resource.References(e.Resource) {
+		switch target := t.edit.get(ref.To); {
+		case target == nil:
+			t.problem(e.Key, ref.Path, resource.CodeReference, fmt.Sprintf("%s does not exist", ref.To), "create it before, or in the same transaction")
+		case ref.To.Kind == musterv1.Kind_KIND_SSL && !isClientCert(target):
+			t.problem(e.Key, ref.Path, resource.CodeReference, fmt.Sprintf("%s is not of type client", ref.To), "refer to an ssl of type client")
+		}
 	}
 }
+
+// checkReferrers refuses to take a client certificate away from what the
+// transaction itself does not touch; the rest was looked at already.
+func (t *transaction) checkReferrers(ssl resource.Key) {
+	for _, e := range t.edit.referrers(ssl.ID) {
+		if _, touched := t.touched[e.Key]; touched {
+			continue
+		}
+		for _, ref := range resource.References(e.Resource) {
+			if ref.To == ssl {
+				t.problem(e.Key, ref.Path, resource.CodeReferenced, fmt.Sprintf("%s is taken away, but is still referred to", ssl), "change or delete this object too")
+			}
+		}
+	}
+}
+
+// isClientCert says whether e is a certificate that upstreams can refer to.
+func isClientCert(e *Entry) bool { return e != nil && e.Resource.GetSsl().GetType() == "client" }
 
 // parentOf names the resource that e cannot exist without, and the field that
 // refers to it.
@@ -218,8 +245,8 @@ func parentOf(e *Entry) (field string, parent resource.Key) {
 	return "", resource.Key{}
 }
 
-func (t *transaction) problem(key resource.Key, path, code, message string) {
-	t.problems = append(t.problems, resource.Problem{Object: key, Path: path, Code: code, Message: message})
+func (t *transaction) problem(key resource.Key, path, code, message, hint string) {
+	t.problems = append(t.problems, resource.Problem{Object: key, Path: path, Code: code, Message: message, Hint: hint})
 }
 
 func (t *transaction) change(key resource.Key) Change {

@@ -257,3 +257,47 @@ func TestAPutIsNeverSwallowedByADeletionBesideIt(t *testing.T) {
 		t.Errorf("%d resources", g.View().Len())
 	}
 }
+
+func ssl(id, kind string) *musterv1.Resource {
+	return &musterv1.Resource{Kind: &musterv1.Resource_Ssl{Ssl: &musterv1.Ssl{Id: id, Type: kind}}}
+}
+
+func withClientCert(id, cert string) *musterv1.Resource {
+	r := service(id, "")
+	r.GetService().Upstream = &musterv1.Upstream{Tls: &musterv1.UpstreamTls{ClientCertId: cert}}
+	return r
+}
+
+// The proposer of each transaction saw a group in which it was right; what comes
+// first is not known to it.
+func TestAClientCertificateStaysAsLongAsSomethingRefersToIt(t *testing.T) {
+	s := do(t, New(), &musterv1.Group{Id: "g"}, commit("g", put(ssl("c", "client")), put(ssl("cc", "client")), put(ssl("srv", "server"))))
+	refused := func(s *State, code string, changes ...*musterv1.Change) {
+		t.Helper()
+		_, result := s.Apply(command(commit("g", changes...)))
+		var problems resource.Problems
+		if !errors.As(result.Err, &problems) || len(problems) != 1 || problems[0].Code != code || problems[0].Path != "upstream.tls.client_cert_id" {
+			t.Errorf("got %v", result.Err)
+		}
+	}
+	refused(s, resource.CodeReference, put(withClientCert("a", "none")))
+	refused(s, resource.CodeReference, put(withClientCert("a", "srv")))
+	refused(s, resource.CodeReference, put(withClientCert("a", "c")), del("ssl/c"))
+
+	s = do(t, s, commit("g", put(withClientCert("a", "c"))))
+	restored, err := Restore(s.Snapshot())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range []*State{s, restored} {
+		refused(s, resource.CodeReferenced, del("ssl/c"))
+		refused(s, resource.CodeReferenced, put(ssl("c", "server")))
+		do(t, s, commit("g", del("ssl/cc")))                                             // another one, of which `c` is a prefix
+		do(t, s, commit("g", del("ssl/c"), del("service/a")))                            // together
+		do(t, s, commit("g", del("ssl/c"), put(withClientCert("a", "cc"))))              // moved on
+		do(t, s, commit("g", put(withClientCert("a", "cc"))), commit("g", del("ssl/c"))) // before
+	}
+	// Back to where it is referred to, and forth to where it is not there.
+	s = do(t, s, commit("g", put(service("a", ""))), commit("g", del("ssl/c")), &musterv1.CommitCommand{Group: "g", RollbackTo: 2})
+	refused(s, resource.CodeReferenced, del("ssl/c"))
+}

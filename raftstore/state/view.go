@@ -29,7 +29,8 @@ type Entry struct {
 type View struct {
 	// entries holds every resource at `<kind>/<id>`.
 	entries *iradix.Tree[*Entry]
-	// members holds routes and stream routes by the service they belong to.
+	// members holds routes and stream routes by the service they belong to, and
+	// what refers to a client certificate by that.
 	members *iradix.Tree[*Entry]
 }
 
@@ -100,8 +101,21 @@ func memberPrefix(kind musterv1.Kind, serviceID string) []byte {
 	return []byte(resource.KindName(kind) + "\x00" + serviceID + "\x00")
 }
 
-func memberKey(e *Entry) []byte {
-	return append(memberPrefix(e.Key.Kind, parentService(e.Resource)), e.Key.ID...)
+// referrerPrefix begins like no kind's members: a certificate has none.
+func referrerPrefix(sslID string) []byte { return memberPrefix(musterv1.Kind_KIND_SSL, sslID) }
+
+// memberKeys are the places of e in a view's members.
+func memberKeys(e *Entry) [][]byte {
+	var keys [][]byte
+	if service := parentService(e.Resource); service != "" {
+		keys = append(keys, append(memberPrefix(e.Key.Kind, service), e.Key.ID...))
+	}
+	for _, ref := range resource.References(e.Resource) {
+		if ref.To.Kind == musterv1.Kind_KIND_SSL {
+			keys = append(keys, append(referrerPrefix(ref.To.ID), e.Key.String()...))
+		}
+	}
+	return keys
 }
 
 // checkKey refuses keys that would make the tree ambiguous. Nicer rules are
@@ -149,19 +163,34 @@ func (t viewTxn) get(key resource.Key) *Entry {
 
 func (t viewTxn) set(e *Entry) {
 	old, replaced := t.entries.Insert(entryKey(e.Key), e)
-	if replaced && parentService(old.Resource) != "" {
-		t.members.Delete(memberKey(old))
+	if replaced {
+		t.leave(old)
 	}
-	if parentService(e.Resource) != "" {
-		t.members.Insert(memberKey(e), e)
+	for _, k := range memberKeys(e) {
+		t.members.Insert(k, e)
 	}
 }
 
 func (t viewTxn) remove(key resource.Key) {
-	old, found := t.entries.Delete(entryKey(key))
-	if found && parentService(old.Resource) != "" {
-		t.members.Delete(memberKey(old))
+	if old, found := t.entries.Delete(entryKey(key)); found {
+		t.leave(old)
 	}
+}
+
+func (t viewTxn) leave(e *Entry) {
+	for _, k := range memberKeys(e) {
+		t.members.Delete(k)
+	}
+}
+
+// referrers lists what refers to an ssl.
+func (t viewTxn) referrers(sslID string) []*Entry {
+	var entries []*Entry
+	t.members.Root().WalkPrefix(referrerPrefix(sslID), func(_ []byte, e *Entry) bool {
+		entries = append(entries, e)
+		return false
+	})
+	return entries
 }
 
 // children lists what is deleted along with the resource under key.

@@ -128,43 +128,22 @@ func (s *Service) judge(g *state.Group, changes []*musterv1.Change, after state.
 }
 
 // referrers lists the objects whose references a transaction may have broken
-// without touching them: those of an ssl that was deleted or became one of
-// another type, and the routes of a service that became one of another type. What
-// belongs to a deleted service or consumer is deleted along with it.
+// without touching them: the routes of a service that became one of another type.
+// The rest the state machine looks after.
 func referrers(after state.View, diff []state.Change) []resource.Key {
-	var keys, ssls []resource.Key
+	var keys []resource.Key
 	for _, c := range diff {
-		if c.Before == nil {
+		if c.Before == nil || c.After == nil || c.Before.Resource.GetService().GetType() == c.After.Resource.GetService().GetType() {
 			continue
 		}
-		was, is := c.Before.Resource, &musterv1.Resource{}
-		if c.After != nil {
-			is = c.After.Resource
+		for e := range after.RoutesOf(c.Key.ID) {
+			keys = append(keys, e.Key)
 		}
-		switch {
-		case was.GetSsl() != nil && (c.After == nil || was.GetSsl().GetType() != is.GetSsl().GetType()):
-			ssls = append(ssls, c.Key)
-		case was.GetService() != nil && c.After != nil && was.GetService().GetType() != is.GetService().GetType():
-			for e := range after.RoutesOf(c.Key.ID) {
-				keys = append(keys, e.Key)
-			}
-			for e := range after.StreamRoutesOf(c.Key.ID) {
-				keys = append(keys, e.Key)
-			}
+		for e := range after.StreamRoutesOf(c.Key.ID) {
+			keys = append(keys, e.Key)
 		}
 	}
-	if len(ssls) == 0 {
-		return keys
-	}
-	// Nothing indexes who refers to an ssl, for few do, and few are deleted.
-	all := func(yield func(*musterv1.Resource) bool) {
-		for e := range after.Entries() {
-			if !yield(e.Resource) {
-				return
-			}
-		}
-	}
-	return append(keys, resource.Referrers(all, ssls)...)
+	return keys
 }
 
 // violationsOf places problems in a request: under the change that touches the
