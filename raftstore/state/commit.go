@@ -172,7 +172,7 @@ func (t *transaction) remove(key resource.Key) {
 	for _, child := range t.edit.children(key) {
 		if explicit, seen := t.touched[child]; explicit {
 			path, _ := parentOf(t.edit.get(child))
-			t.problem(child, path, resource.CodeReference, key.String()+" is deleted by the same transaction", "delete it too, or keep what it belongs to")
+			t.problem(child, path, resource.CodeReference, named(key)+" is deleted by the same transaction", "delete it too, or keep what it belongs to")
 		} else if !seen {
 			t.touched[child] = false
 		}
@@ -208,9 +208,9 @@ func (t *transaction) checkReferences(e *Entry) {
 	for _, ref := range resource.References(e.Resource) {
 		switch target := t.edit.get(ref.To); {
 		case target == nil:
-			t.problem(e.Key, ref.Path, resource.CodeReference, fmt.Sprintf("%s does not exist", ref.To), "create it before, or in the same transaction")
+			t.problem(e.Key, ref.Path, resource.CodeReference, named(ref.To)+" does not exist", "create the "+resource.KindName(ref.To.Kind)+" before, or in the same transaction")
 		case ref.To.Kind == musterv1.Kind_KIND_SSL && !isClientCert(target):
-			t.problem(e.Key, ref.Path, resource.CodeReference, fmt.Sprintf("%s is not of type client", ref.To), "refer to an ssl of type client")
+			t.problem(e.Key, ref.Path, resource.CodeReference, named(ref.To)+" is not of type client", "refer to an ssl of type client")
 		}
 	}
 }
@@ -224,11 +224,14 @@ func (t *transaction) checkReferrers(ssl resource.Key) {
 		}
 		for _, ref := range resource.References(e.Resource) {
 			if ref.To == ssl {
-				t.problem(e.Key, ref.Path, resource.CodeReferenced, fmt.Sprintf("%s is taken away, but is still referred to", ssl), "change or delete this object too")
+				t.problem(e.Key, ref.Path, resource.CodeReferenced, named(ssl)+" is taken away, but is still referred to", "change or delete this object too")
 			}
 		}
 	}
 }
+
+// named is a resource as messages name it, with the words of package resource.
+func named(key resource.Key) string { return fmt.Sprintf("%s %q", resource.KindName(key.Kind), key.ID) }
 
 // isClientCert says whether e is a certificate that upstreams can refer to.
 func isClientCert(e *Entry) bool { return e != nil && e.Resource.GetSsl().GetType() == "client" }
