@@ -8,8 +8,8 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/musterhq/muster/raftstore/failpoint"
 	musterv1 "github.com/musterhq/muster/proto/muster/v1"
+	"github.com/musterhq/muster/raftstore/failpoint"
 	"github.com/musterhq/muster/raftstore/state"
 	"github.com/musterhq/muster/resource"
 	"github.com/musterhq/muster/server/compile"

@@ -1,9 +1,12 @@
 package compile_test
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
+	musterv1 "github.com/musterhq/muster/proto/muster/v1"
+	"github.com/musterhq/muster/raftstore/state"
 	"github.com/musterhq/muster/resource"
 	"github.com/musterhq/muster/server/compile"
 )
@@ -94,5 +97,41 @@ services:
 				t.Error(text)
 			}
 		}
+	}
+}
+
+// A resource above the size that data planes take is a problem of the object that
+// made it so large, be it by itself or by the part that it has in a shared one.
+func TestAResourceAboveTheSizeOfAMessageIsAProblem(t *testing.T) {
+	store := newStore(t)
+	commit := func(text string) (state.View, []state.Change) {
+		t.Helper()
+		file, problems := resource.DecodeFile("case.yaml", []byte(text))
+		if len(problems) > 0 {
+			t.Fatal(problems)
+		}
+		return store.commit(file.Resources)
+	}
+	view, changes := commit(`{services: [{id: small, name: small, upstream: {nodes: []}}], xds_resources: [{id: big, resource: {
+		"@type": type.googleapis.com/envoy.config.cluster.v3.Cluster, name: big, alt_stat_name: ` + strings.Repeat("x", compile.MaxResource) + `}}]}`)
+	compiled, _, problems := compile.Empty().Next(view, changes)
+	if len(problems) != 1 || problems[0].Object.String() != "xds_resource/big" || !strings.Contains(problems[0].Message, "data planes take") {
+		t.Fatalf("%v", problems)
+	}
+	// What was so before is no reason to refuse something else.
+	view, changes = commit(`{services: [{id: other, name: other, upstream: {nodes: []}}]}`)
+	if _, _, problems = compiled.Next(view, changes); len(problems) != 0 {
+		t.Errorf("an unrelated change: %v", problems)
+	}
+
+	var consumers strings.Builder
+	key := strings.Repeat("k", 4000)
+	for i := range 1100 {
+		fmt.Fprintf(&consumers, "{username: u%04d, plugins: {key-auth: {key: %s%04d}}},", i, key, i)
+	}
+	store = newStore(t)
+	view, changes = commit(`{consumers: [` + consumers.String() + `]}`)
+	if _, _, problems = compile.Empty().Next(view, changes); len(problems) != 1 || problems[0].Object.Kind != musterv1.Kind_KIND_CONSUMER {
+		t.Errorf("credentials of consumers: %v", problems)
 	}
 }

@@ -1,6 +1,7 @@
 package compile
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 
@@ -34,6 +35,8 @@ type txn struct {
 	todo map[string]struct{}
 	// touched are the xDS resources that may differ.
 	touched map[Key]struct{}
+	// changed are the objects taken in.
+	changed map[resource.Key]struct{}
 	// What of the shared resources must be put together again: ECDS by filter
 	// name, the listener with TLS, the global rules, the catch-all.
 	filters                     map[string]struct{}
@@ -48,6 +51,7 @@ func (c *Compiled) txn(v state.View) *txn {
 		tree: c.tree.txn(), routes: c.routes.Txn(), owned: c.owned.Txn(), keys: c.keys.Txn(), holders: c.holders.Txn(),
 		limits: c.limits.Txn(), rules: c.rules, out: c.out.Txn(), raw: c.raw.Txn(),
 		todo: map[string]struct{}{}, touched: map[Key]struct{}{}, filters: map[string]struct{}{},
+		changed: map[resource.Key]struct{}{},
 	}
 }
 
@@ -118,6 +122,7 @@ func (t *txn) begin() {
 
 // object takes in an object as the view has it.
 func (t *txn) object(key resource.Key) {
+	t.changed[key] = struct{}{}
 	var r *musterv1.Resource
 	if e, found := t.view.Get(key); found {
 		r = e.Resource
@@ -302,10 +307,39 @@ func (t *txn) commit() (*Compiled, Delta, resource.Problems) {
 			delta.Upsert = append(delta.Upsert, *after)
 		}
 		t.clashes(next, key)
+		t.tooLarge(before, after)
 	}
 	slices.SortFunc(delta.Upsert, func(a, b Resource) int { return compareKeys(a.Key, b.Key) })
 	slices.SortFunc(delta.Remove, compareKeys)
 	return next, delta, tidied(t.problems)
+}
+
+// MaxResource is how large a resource may be, in bytes: what a message of 4 MiB
+// holds besides its own fields. Data planes take no larger one, and a resource
+// cannot be split.
+const MaxResource = 4<<20 - 128<<10
+
+// tooLarge reports a resource that has become too large: of the changed object that
+// has a part in it, where one has.
+func (t *txn) tooLarge(before, after *Resource) {
+	if after == nil || len(after.Body) <= MaxResource || before != nil && len(after.Body) <= len(before.Body) {
+		return
+	}
+	var object resource.Key
+	for i, k := range after.Origins {
+		if _, changed := t.changed[k]; changed || i == 0 {
+			object = k
+		}
+		if _, changed := t.changed[object]; changed {
+			break
+		}
+	}
+	t.problem(object, resource.Problem{
+		Code: resource.CodeInvalid,
+		Message: fmt.Sprintf("with it the xDS resource %s %s comes to %d bytes, and data planes take %d at most",
+			after.TypeURL[strings.LastIndexByte(after.TypeURL, '.')+1:], after.Name, len(after.Body), MaxResource),
+		Hint: "make the object smaller, or spread such objects over several groups",
+	})
 }
 
 // effective is the resource that clients get under a key.

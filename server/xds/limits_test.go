@@ -3,6 +3,8 @@ package xds
 import (
 	"context"
 	"fmt"
+	"net"
+	"strings"
 	"testing"
 	"time"
 
@@ -11,7 +13,9 @@ import (
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
+	"golang.org/x/net/http2"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/musterhq/muster/server/compile"
 )
@@ -102,6 +106,105 @@ func TestConnectionsAreLimitedInTotal(t *testing.T) {
 		t.Error("a second connection was served")
 	}
 	eventually(t, "the refusal is counted", func() bool { return f.refused(reasonConnections) > 0 })
+}
+
+func TestASubscriptionTooManyIsCountedAndTold(t *testing.T) {
+	f := serve(t, Config{Limits: Limits{Subscriptions: 2, Types: 1}})
+	f.publish(compile.EndpointType, map[string]string{"a": "1"})
+	s := f.delta(f.dial())
+	send(t, s, &discoveryv3.DeltaDiscoveryRequest{Node: node("a"), TypeUrl: compile.EndpointType, ResourceNamesSubscribe: []string{"a", "b", "c"}})
+	wantEnd(t, s, codes.ResourceExhausted, "more than 2 subscriptions on one stream")
+	s = f.delta(f.dial())
+	send(t, s, &discoveryv3.DeltaDiscoveryRequest{Node: node("b"), TypeUrl: compile.EndpointType, ResourceNamesSubscribe: []string{"a"}})
+	recv(t, s)
+	send(t, s, &discoveryv3.DeltaDiscoveryRequest{TypeUrl: compile.ListenerType})
+	wantEnd(t, s, codes.ResourceExhausted, "more than 1 types on one stream")
+	for _, why := range []reason{reasonSubscription, reasonTypes} {
+		if f.refused(why) != 1 {
+			t.Errorf("%s is not counted", why)
+		}
+	}
+}
+
+func TestARequestTooLargeIsCountedAndTold(t *testing.T) {
+	f := serve(t, Config{Limits: Limits{MessageSize: 1000}})
+	f.publish(compile.EndpointType, map[string]string{"a": "1"})
+	s := f.delta(f.dial())
+	send(t, s, &discoveryv3.DeltaDiscoveryRequest{Node: node("a"), TypeUrl: compile.EndpointType, ResourceNamesSubscribe: []string{strings.Repeat("x", 1000)}})
+	wantEnd(t, s, codes.ResourceExhausted, "larger than max")
+	if f.refused(reasonMessageSize) != 1 {
+		t.Error("not counted")
+	}
+}
+
+func TestColdStartsTakeTurns(t *testing.T) {
+	f := serve(t, Config{Limits: Limits{ColdStarts: 1}})
+	f.publish(compile.EndpointType, map[string]string{"a": "1"})
+	f.srv.cold <- struct{}{} // somebody else's
+	var names []string
+	for i := range coldNames + 1 {
+		names = append(names, fmt.Sprint(i))
+	}
+	cold := f.delta(f.dial())
+	send(t, cold, &discoveryv3.DeltaDiscoveryRequest{Node: node("cold"), TypeUrl: compile.EndpointType, ResourceNamesSubscribe: names})
+	eventually(t, "it waits for its turn", func() bool { return f.srv.coldWaiting.Load() == 1 })
+	// A small request does not wait behind it.
+	warm := f.delta(f.dial())
+	send(t, warm, &discoveryv3.DeltaDiscoveryRequest{Node: node("warm"), TypeUrl: compile.EndpointType, ResourceNamesSubscribe: []string{"a"}})
+	recv(t, warm)
+	if f.srv.coldWaiting.Load() != 1 {
+		t.Error("it did not wait")
+	}
+	<-f.srv.cold
+	recv(t, cold)
+}
+
+// TestAClientThatPingsAllTheTimeIsCutOff speaks HTTP/2 by hand: gRPC's clients keep
+// to ten seconds.
+func TestAClientThatPingsAllTheTimeIsCutOff(t *testing.T) {
+	f := serve(t, Config{Limits: Limits{MinPing: time.Minute}})
+	conn, err := net.Dial("tcp", f.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := conn.Write([]byte(http2.ClientPreface)); err != nil {
+		t.Fatal(err)
+	}
+	framer := http2.NewFramer(conn, conn)
+	if err := framer.WriteSettings(); err != nil {
+		t.Fatal(err)
+	}
+	for range 10 {
+		_ = framer.WritePing(false, [8]byte{}) // fails when it is cut off
+	}
+	_ = conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+	for {
+		frame, err := framer.ReadFrame()
+		if err != nil {
+			t.Fatalf("no GOAWAY came: %v", err)
+		}
+		if g, ok := frame.(*http2.GoAwayFrame); ok {
+			if g.ErrCode != http2.ErrCodeEnhanceYourCalm || string(g.DebugData()) != "too_many_pings" {
+				t.Errorf("GOAWAY with %v %q", g.ErrCode, g.DebugData())
+			}
+			return
+		}
+	}
+}
+
+func TestAnOldConnectionIsAskedToComeBack(t *testing.T) {
+	f := serve(t, Config{Limits: Limits{ConnectionAge: 50 * time.Millisecond, ConnectionAgeGrace: 50 * time.Millisecond}})
+	f.publish(compile.ListenerType, map[string]string{"l": "1"})
+	cc := f.dial()
+	for range 2 { // the client comes back by itself, on a new connection
+		s := f.delta(cc)
+		send(t, s, &discoveryv3.DeltaDiscoveryRequest{Node: node("a"), TypeUrl: compile.ListenerType})
+		recv(t, s)
+		if _, err := s.Recv(); status.Code(err) != codes.Unavailable {
+			t.Errorf("the stream ended with %v", err)
+		}
+	}
 }
 
 func TestTheNewestStreamOfANodeWins(t *testing.T) {

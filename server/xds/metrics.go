@@ -4,6 +4,8 @@ import (
 	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/musterhq/muster/server/snapshot"
 )
@@ -24,6 +26,7 @@ type metrics struct {
 	vecs        []*prometheus.CounterVec
 
 	behind, lagMax      *prometheus.Desc
+	coldWaiting         *prometheus.Desc
 	encoded, encodeHits *prometheus.Desc
 }
 
@@ -42,7 +45,26 @@ const (
 	reasonDenied       reason = "denied"
 	reasonDuplicate    reason = "duplicate_node"
 	reasonNotReady     reason = "not_ready"
+	reasonMessageSize  reason = "message_size"
+	reasonSubscription reason = "subscriptions"
+	reasonTypes        reason = "types"
+	reasonParked       reason = "requests_while_catching_up"
 )
+
+// limitError is the status of a stream that went over a limit.
+type limitError struct {
+	reason reason
+	status *status.Status
+}
+
+func overLimit(why reason, format string, args ...any) error {
+	return &limitError{why, status.Newf(codes.ResourceExhausted, format, args...)}
+}
+
+func (e *limitError) Error() string { return e.status.Err().Error() }
+
+// GRPCStatus makes it the status that the data plane gets.
+func (e *limitError) GRPCStatus() *status.Status { return e.status }
 
 func newMetrics(s *Server) *metrics {
 	m := &metrics{
@@ -71,6 +93,8 @@ func newMetrics(s *Server) *metrics {
 			"Streams that have not acknowledged the newest revision of their group.", nil, nil),
 		lagMax: prometheus.NewDesc("muster_xds_lag_revisions_max",
 			"Revisions that the stream furthest behind has yet to acknowledge.", nil, nil),
+		coldWaiting: prometheus.NewDesc("muster_xds_cold_starts_waiting",
+			"First requests of returning and starting data planes that wait for their turn.", nil, nil),
 		encoded: prometheus.NewDesc("muster_xds_responses_encoded_total",
 			"Shared responses that were encoded.", nil, nil),
 		encodeHits: prometheus.NewDesc("muster_xds_responses_shared_total",
@@ -122,6 +146,7 @@ func (m *metrics) register(r prometheus.Registerer) {
 func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
 	ch <- m.behind
 	ch <- m.lagMax
+	ch <- m.coldWaiting
 	ch <- m.encoded
 	ch <- m.encodeHits
 }
@@ -133,6 +158,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	hits, misses := m.srv.cfg.Encoder.Stats()
 	ch <- prometheus.MustNewConstMetric(m.behind, prometheus.GaugeValue, float64(behind))
 	ch <- prometheus.MustNewConstMetric(m.lagMax, prometheus.GaugeValue, float64(most))
+	ch <- prometheus.MustNewConstMetric(m.coldWaiting, prometheus.GaugeValue, float64(m.srv.coldWaiting.Load()))
 	ch <- prometheus.MustNewConstMetric(m.encoded, prometheus.CounterValue, float64(misses))
 	ch <- prometheus.MustNewConstMetric(m.encodeHits, prometheus.CounterValue, float64(hits))
 }

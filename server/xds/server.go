@@ -26,6 +26,8 @@ type Server struct {
 	pool    pool
 	ids     atomic.Uint64
 	cold    chan struct{} // holds a token per cold start that is worked on
+	// coldWaiting counts those that wait for a token.
+	coldWaiting atomic.Int64
 
 	mu       sync.Mutex
 	streams  map[*stream]struct{}

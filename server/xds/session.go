@@ -186,7 +186,7 @@ func (s *session) request(now time.Time, r *request) error {
 
 func (s *session) park(r *request) error {
 	if len(s.parked) >= maxParked {
-		return status.Error(codes.ResourceExhausted, "too many requests while this server catches up")
+		return overLimit(reasonParked, "too many requests while this server catches up")
 	}
 	parse := parseSotW
 	if r.delta {
@@ -268,7 +268,7 @@ func (s *session) find(typeURL string) *track {
 // begin adds a type to the stream.
 func (s *session) begin(typeURL string) (*track, error) {
 	if l := s.cfg.limits.Types; l > 0 && len(s.tracks) >= l {
-		return nil, status.Errorf(codes.ResourceExhausted, "more than %d types on one stream", l)
+		return nil, overLimit(reasonTypes, "more than %d types on one stream", l)
 	}
 	o, rank := orderOf(typeURL)
 	if !utf8.ValidString(typeURL) {
@@ -311,7 +311,7 @@ func (s *session) checkSubscriptions() error {
 		total += t.names.len() + len(t.globs)
 	}
 	if l := s.cfg.limits.Subscriptions; l > 0 && total > l {
-		return status.Errorf(codes.ResourceExhausted, "more than %d subscriptions on one stream", l)
+		return overLimit(reasonSubscription, "more than %d subscriptions on one stream", l)
 	}
 	return nil
 }

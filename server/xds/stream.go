@@ -97,9 +97,15 @@ func (st *stream) handle() error {
 				err = st.next(in.buffer.ReadOnlyData())
 			}
 			in.buffer.Free()
+		} else if status.Code(err) == codes.ResourceExhausted {
+			st.srv.metrics.refused(reasonMessageSize)
 		}
 		if err != nil {
 			err = st.result(err)
+			var limit *limitError
+			if errors.As(err, &limit) {
+				st.srv.metrics.refused(limit.reason)
+			}
 			st.finish(err)
 			return err
 		}
@@ -213,7 +219,9 @@ func (st *stream) request(r *request) error {
 	st.mu.Lock()
 	cold := r.subscribe+r.initial > coldNames
 	if cold {
+		st.srv.coldWaiting.Add(1)
 		st.srv.cold <- struct{}{}
+		st.srv.coldWaiting.Add(-1)
 	}
 	now := time.Now()
 	err := st.sess.request(now, r)
