@@ -2,7 +2,9 @@ package server
 
 import (
 	"fmt"
+	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/musterhq/muster/raftstore/state"
 	"github.com/musterhq/muster/server/compile"
@@ -15,8 +17,8 @@ type proxylessGroup struct {
 	mu      sync.Mutex
 	wanted  bool
 	removed bool
-	// current is nil before the first publication.
-	current *proxylessPublication
+	// current is nil before the first publication. It is read without the lock.
+	current atomic.Pointer[proxylessPublication]
 	failed  *state.Group
 }
 
@@ -35,10 +37,11 @@ func (p *publisher) proxyless(pg *publishedGroup, want bool) {
 	defer g.mu.Unlock()
 	g.wanted = g.wanted || want
 	pub := pg.current.Load()
-	if !g.wanted || g.removed || pub == nil || g.failed == pub.group || g.current != nil && g.current.group == pub.group {
+	last := g.current.Load()
+	if !g.wanted || g.removed || pub == nil || g.failed == pub.group || last != nil && last.group == pub.group {
 		return
 	}
-	next, err := g.next(pg.id, pub)
+	next, err := last.next(pg.id, pub)
 	if err != nil {
 		g.failed = pub.group
 		p.metrics.publishFailures.WithLabelValues(pg.id).Inc()
@@ -46,21 +49,21 @@ func (p *publisher) proxyless(pg *publishedGroup, want bool) {
 			"group", pg.id, "revision", pub.group.Revision(), "error", err)
 		return
 	}
-	changed := g.current == nil || g.current.snap != next.snap
-	g.current = next
-	if changed {
+	g.current.Store(next)
+	if last == nil || last.snap != next.snap {
 		p.grpcHub.Publish(next.snap)
 	}
 }
 
-// next compiles the publication. A panic of the compiler is returned as an error.
-func (g *proxylessGroup) next(id string, pub *publication) (next *proxylessPublication, err error) {
+// next compiles the publication that follows last, which may be nil. A panic of
+// the compiler is returned as an error.
+func (last *proxylessPublication) next(id string, pub *publication) (next *proxylessPublication, err error) {
 	defer func() {
 		if r := recover(); r != nil {
 			next, err = nil, fmt.Errorf("the compiler failed: %v", r)
 		}
 	}()
-	v, last := pub.snap.Version(), g.current
+	v := pub.snap.Version()
 	if last != nil && last.snap.Version() == v && last.group.View() == pub.group.View() {
 		return &proxylessPublication{pub.group, last.compiled, last.snap}, nil // only what describes the group changed
 	}
@@ -71,7 +74,7 @@ func (g *proxylessGroup) next(id string, pub *publication) (next *proxylessPubli
 	)
 	if last == nil {
 		compiled, delta = compile.FullProxyless(pub.group.View())
-		snap = snapshot.Empty(id, v.Epoch)
+		snap = snapshot.Empty(id, v.Epoch).WithTemplate(compile.ListenerType, compile.ServerListener)
 	} else {
 		compiled, delta = last.compiled.Next(pub.group.View(), changesBetween(last.group, pub.group))
 		snap = last.snap
@@ -89,10 +92,43 @@ func (p *publisher) removeProxyless(pg *publishedGroup) {
 
 // resource finds what gRPC clients get.
 func (g *proxylessGroup) resource(typeURL, name string) (*snapshot.Resource, bool) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.current == nil {
+	current := g.current.Load()
+	if current == nil {
 		return nil, false
 	}
-	return g.current.snap.Set(typeURL, snapshot.View{Client: compile.ViewGRPC}).Get(name)
+	return current.snap.Set(typeURL, snapshot.View{Client: compile.ViewGRPC}).Get(name)
+}
+
+// Warnings says what of the services behind listeners, as gRPC clients of a group
+// name them, they cannot honour, each once. It does not block.
+func (p *publisher) Warnings(group string, listeners []string) []string {
+	pg := p.lookup(group)
+	if pg == nil {
+		return nil
+	}
+	current := pg.proxyless.current.Load()
+	if current == nil {
+		return nil
+	}
+	var all []string
+	seen := map[string]bool{}
+	add := func(warning string) {
+		if !seen[warning] {
+			seen[warning] = true
+			all = append(all, warning)
+		}
+	}
+	for _, name := range listeners {
+		if strings.HasPrefix(name, compile.ServerListenerPrefix) {
+			continue
+		}
+		warnings, known := current.compiled.Warnings(name)
+		if !known {
+			add(fmt.Sprintf("xds:///%s: the group has no service of this id or name", name))
+		}
+		for _, w := range warnings {
+			add(w.String())
+		}
+	}
+	return all
 }

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"strings"
 	"sync/atomic"
 	"testing"
 
@@ -43,7 +44,7 @@ func TestAGroupIsCompiledForGRPCFromItsFirstSuchClientOn(t *testing.T) {
 		t.Errorf("an Envoy sees %q", got)
 	}
 	done()
-	if pg.proxyless.current != nil {
+	if pg.proxyless.current.Load() != nil {
 		t.Error("compiled for gRPC without such a client")
 	}
 
@@ -59,6 +60,13 @@ func TestAGroupIsCompiledForGRPCFromItsFirstSuchClientOn(t *testing.T) {
 	}
 	if keys, rev, ok := p.pub.Describe("g", compile.ListenerType, "b"); !ok || len(keys) != 1 || keys[0].ID != "b" || rev.GetRevision() != 2 || rev.GetAuthor() != "ann" {
 		t.Errorf("listener b is described as %v, %v", keys, rev)
+	}
+	if got := strings.Join(p.pub.Warnings("g", []string{"b", "c", compile.ServerListenerPrefix + "127.0.0.1:1"}), "; "); got !=
+		"service/b: no route can take a call: each fails with UNAVAILABLE (add a route, for example for /*); xds:///c: the group has no service of this id or name" {
+		t.Errorf("warnings: %s", got)
+	}
+	if _, ok := p.pub.lookup("g").proxyless.resource(compile.ListenerType, compile.ServerListenerPrefix+"127.0.0.1:1"); !ok {
+		t.Error("a gRPC server gets no listener")
 	}
 	p.apply(deleteGroup("g"))
 	eventually(t, "the gRPC client is woken", func() bool { return wakes.Load() == 2 })

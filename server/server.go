@@ -76,6 +76,7 @@ func New(cfg Config) (_ *Server, err error) {
 		Describe: func(group, typeURL, name string) ([]resource.Key, *musterv1.Revision, bool) {
 			return s.pub.Describe(group, typeURL, name)
 		},
+		Warn: func(group string, listeners []string) []string { return s.pub.Warnings(group, listeners) },
 	})
 	s.present = newPresence(s.store, s.fleet, cfg.DataDir, cfg.Version, s.adminLn.Addr().String(), cfg.Logger)
 	s.pub = newPublisher(s.store, s.fleet, s.metrics, cfg.Logger, time.Now)

@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	musterv1 "github.com/musterhq/muster/proto/muster/v1"
+	"github.com/musterhq/muster/server/compile"
 	"github.com/musterhq/muster/server/xds"
 )
 
@@ -77,6 +78,9 @@ func (r *Registry) Subscribed(s *xds.Stream, e xds.Subscribed) {
 			return false
 		}
 		t.names, t.wildcard = e.Names, e.Wildcard
+		if e.TypeURL == compile.ListenerType {
+			st.listeners = e.Listeners
+		}
 		return p.settle()
 	})
 }

@@ -3,6 +3,7 @@ package fleet
 import (
 	"cmp"
 	"container/list"
+	"fmt"
 	"slices"
 	"time"
 
@@ -37,7 +38,9 @@ type plane struct {
 	info    *xds.Stream // the newest one
 	// away is set while the data plane is connected to another server, or to a relay.
 	away bool
-	hops []hop // the relays between this server, or the other one, and the data plane
+	// warnings are those that another server tells, which knows what they are about.
+	warnings []string
+	hops     []hop // the relays between this server, or the other one, and the data plane
 	// seq is the number of the plane's last change, at its place in group.order.
 	seq   uint64
 	place *list.Element
@@ -55,6 +58,8 @@ type stream struct {
 	id      uint64
 	typeURL string      // empty for ADS
 	types   []typeState // by type URL; few, so a slice beats a map
+	// listeners are those of a proxyless gRPC client or server, by name.
+	listeners []string
 }
 
 type typeState struct {
@@ -249,6 +254,7 @@ func (p *plane) message(g *group, now time.Time, types bool) *musterv1.DataPlane
 	for _, r := range p.refusals {
 		m.Refusals = append(m.Refusals, r.msg)
 	}
+	m.Warnings = p.warn(g)
 	if !types {
 		return m
 	}
@@ -263,6 +269,29 @@ func (p *plane) message(g *group, now time.Time, types bool) *musterv1.DataPlane
 		})
 	}
 	return m
+}
+
+// warningLimit bounds the warnings of one data plane.
+const warningLimit = 50
+
+// warn says what the data plane asked for and cannot honour.
+func (p *plane) warn(g *group) []string {
+	if len(p.streams) == 0 || g.warn == nil {
+		return p.warnings
+	}
+	var names []string
+	for _, s := range p.streams { // gRPC has one for each target
+		names = append(names, s.listeners...)
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	slices.Sort(names)
+	all := g.warn(g.id, slices.Compact(names))
+	if n := len(all) - warningLimit; n > 0 {
+		all = append(all[:warningLimit:warningLimit], fmt.Sprintf("and %d more", n))
+	}
+	return all
 }
 
 func (p *plane) typeState(t typeState, current Version) musterv1.DataPlaneState {

@@ -133,7 +133,7 @@ func (r *Registry) Remember() *musterv1.RememberedFleet {
 		g.mu.Lock()
 		for _, p := range g.planes {
 			m := p.message(g, now, false)
-			m.Refusals, m.Lag = nil, nil
+			m.Refusals, m.Lag, m.Warnings = nil, nil, nil
 			f.DataPlanes = append(f.DataPlanes, m)
 		}
 		g.mu.Unlock()
@@ -181,7 +181,9 @@ func planeOf(m *musterv1.DataPlane, away bool) *plane {
 		id:     m.GetId(),
 		server: m.GetServer(),
 		away:   away,
-		hops:   hopsOf(m),
+
+		warnings: m.GetWarnings(),
+		hops:     hopsOf(m),
 		info: &xds.Stream{
 			Group: m.GetGroup(), Node: m.GetId(), UserAgent: m.GetUserAgent(), Protocol: m.GetProtocol(), Address: m.GetAddress(),
 		},

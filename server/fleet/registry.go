@@ -30,6 +30,10 @@ type Config struct {
 	// Describe attributes refusals. It is called with no lock held and must not
 	// block. Nil attributes nothing.
 	Describe Describe
+	// Warn says what of the listeners that a proxyless gRPC client of a group asks
+	// for it cannot honour. It is called with locks held and must not block. Nil
+	// warns of nothing.
+	Warn func(group string, listeners []string) []string
 	// Belongs tells whether a data plane that was last seen at a time was seen in
 	// the group that has this id now, not in one before it. Nil: always.
 	Belongs func(group string, seen time.Time) bool
@@ -58,7 +62,8 @@ type Registry struct {
 
 // group holds what is known of one group's data planes.
 type group struct {
-	id string
+	id   string
+	warn func(group string, listeners []string) []string
 
 	mu       sync.Mutex
 	current  Version
@@ -270,7 +275,7 @@ func (r *Registry) group(id string) *group {
 	g := r.groups[id]
 	if g == nil {
 		g = &group{
-			id: id, planes: map[string]*plane{}, order: list.New(),
+			id: id, warn: r.cfg.Warn, planes: map[string]*plane{}, order: list.New(),
 			below: map[string]map[string]*plane{}, served: map[string]Version{},
 			remote: map[string]map[string]*plane{}, waiters: map[chan struct{}]struct{}{},
 		}

@@ -87,7 +87,7 @@ type sourcedBody struct {
 // which revision the derived resource changed.
 func (t *Set) derive(to Version, body func(*Resource) ([]byte, uint64)) *Set {
 	out := newSet(t.lineage, to.Epoch)
-	out.floor = t.floor
+	out.floor, out.template = t.floor, t.template
 	e := out.edit(to)
 	it := t.byRev.Root().Iterator()
 	for key, c, ok := it.Next(); ok; key, c, ok = it.Next() {

@@ -30,7 +30,12 @@ type Set struct {
 	history      int    // bounds past; 0 is maxPast
 
 	variants *variants
+	// template makes the resource of a name that is not there; may be nil.
+	template template
 }
+
+// template makes a resource of a name; false when the name has none.
+type template func(name string, epoch uint64) (*Resource, bool)
 
 // lineage is the identity of a chain of snapshots that follow from each other.
 type lineage struct{ _ byte }
@@ -73,10 +78,16 @@ func newSet(l *lineage, epoch uint64) *Set {
 func (t *Set) Len() int { return t.byName.Len() }
 
 // Get returns the resource of a name.
-func (t *Set) Get(name string) (*Resource, bool) { return t.byName.Get([]byte(name)) }
+func (t *Set) Get(name string) (*Resource, bool) { return t.Find([]byte(name)) }
 
 // Find is Get for a name that is not a string yet.
-func (t *Set) Find(name []byte) (*Resource, bool) { return t.byName.Get(name) }
+func (t *Set) Find(name []byte) (*Resource, bool) {
+	r, ok := t.byName.Get(name)
+	if !ok && t.template != nil {
+		return t.template(string(name), t.version.Epoch)
+	}
+	return r, ok
+}
 
 // All yields the resources in the order of their names.
 func (t *Set) All() iter.Seq[*Resource] {
@@ -229,14 +240,16 @@ func (t *Set) Holds(c Tally) (rev uint64, ok bool) {
 
 // rebase returns the set in another lineage, in which everything changed at v.
 func (t *Set) rebase(l *lineage, v Version) *Set {
-	e := newSet(l, v.Epoch).edit(v)
+	empty := newSet(l, v.Epoch)
+	empty.template = t.template
+	e := empty.edit(v)
 	for r := range t.All() {
 		e.put(r.at(v.Revision))
 	}
-	if s := e.commit(newSet(l, v.Epoch)); s != nil {
+	if s := e.commit(empty); s != nil {
 		return s
 	}
-	return newSet(l, v.Epoch)
+	return empty
 }
 
 // revOf is the revision in a key of byRev.

@@ -67,6 +67,33 @@ func Empty(group string, epoch uint64) *Snapshot {
 	}
 }
 
+// WithTemplate returns the snapshot in which a name of the type that is not there
+// has the resource whose body make returns, if it returns one: for clients that
+// ask by a name of their own making. Sets list no such resource. A name has the
+// same body always.
+func (s *Snapshot) WithTemplate(typeURL string, make func(name string) (body []byte, ok bool)) *Snapshot {
+	c := *s
+	c.types = maps.Clone(s.types)
+	base := newSet(s.lineage, s.version.Epoch)
+	if k := s.types[typeURL]; k != nil {
+		b := *k.base
+		base = &b
+	}
+	base.template = func(name string, epoch uint64) (*Resource, bool) {
+		body, ok := make(name)
+		if !ok {
+			return nil, false
+		}
+		return NewResource(typeURL, name, Version{Epoch: epoch}, body), true
+	}
+	k := kind{base: base}
+	if old := s.types[typeURL]; old != nil {
+		k.views = old.views
+	}
+	c.types[typeURL] = &k
+	return &c
+}
+
 // Group returns the name of the group.
 func (s *Snapshot) Group() string { return s.group }
 

@@ -479,3 +479,37 @@ func TestARemovalShowsInWhatIsLeft(t *testing.T) {
 		t.Errorf("%d resources are left", got)
 	}
 }
+
+func TestANameOfAClientsOwnMakingHasTheTemplatesResource(t *testing.T) {
+	s := Empty("g", 1).WithTemplate(compile.ListenerType, func(name string) ([]byte, bool) {
+		return []byte("made for " + name), strings.HasPrefix(name, "server/")
+	})
+	get := func(s *Snapshot, typeURL, name string) string {
+		r, ok := s.Set(typeURL, View{Client: compile.ViewGRPC}).Get(name)
+		if !ok {
+			return ""
+		}
+		return string(r.Body) + " " + r.Version[:4]
+	}
+	check := func(s *Snapshot, when string, want map[string]string) {
+		t.Helper()
+		for name, want := range want {
+			if got := get(s, compile.ListenerType, name); got != want {
+				t.Errorf("%s: %s is %q, want %q", when, name, got, want)
+			}
+		}
+		if got := get(s, compile.ClusterType, "server/a"); got != "" {
+			t.Errorf("%s: a cluster from a template of listeners: %q", when, got)
+		}
+	}
+	check(s, "at first", map[string]string{"server/a": "made for server/a 1.0.", "other": ""})
+	s = s.Apply(Version{1, 1}, []Upsert{{Key: compile.Key{TypeURL: compile.ListenerType, Name: "server/b"}, Body: []byte("own")}}, nil)
+	check(s, "with one of its own", map[string]string{"server/a": "made for server/a 1.0.", "server/b": "own 1.1."})
+	if n := s.Set(compile.ListenerType, View{}).Len(); n != 1 {
+		t.Errorf("%d resources are listed", n)
+	}
+	s = s.Apply(Version{2, 2}, nil, nil)
+	check(s, "in another epoch", map[string]string{"server/a": "made for server/a 2.0.", "server/b": "own 1.1."})
+	s = s.Apply(Version{2, 3}, nil, []compile.Key{{TypeURL: compile.ListenerType, Name: "server/b"}})
+	check(s, "without it again", map[string]string{"server/b": "made for server/b 2.0."})
+}

@@ -85,6 +85,10 @@ type Subscribed struct {
 	// Names is the number of resources subscribed to by name.
 	Names    int
 	Wildcard bool
+	// Listeners are the names, in order, where the type is that of listeners and
+	// the client one of gRPC's own: what it calls, or listens on. Some are left out
+	// when they are very many.
+	Listeners []string
 }
 
 // Sent is a response on its way.

@@ -232,7 +232,7 @@ func (s *session) take(now time.Time, r *request) error {
 			return err
 		}
 	}
-	names, wildcard := t.names.len(), t.wildcard
+	names, wildcard := t.names.sum, t.wildcard
 	var err error
 	if s.delta {
 		err = s.takeDelta(now, t, r, first)
@@ -250,10 +250,22 @@ func (s *session) take(now time.Time, r *request) error {
 			s.warm(cds.flights[i].test) // on their way already
 		}
 	}
-	if first || names != t.names.len() || wildcard != t.wildcard {
-		s.effects = append(s.effects, effect{track: t, subscribed: &Subscribed{typeURL, t.names.len(), t.wildcard}})
+	if first || names != t.names.sum || wildcard != t.wildcard {
+		s.effects = append(s.effects, effect{track: t, subscribed: &Subscribed{typeURL, t.names.len(), t.wildcard, s.listeners(t)}})
 	}
 	return nil
+}
+
+// maxListeners bounds the names of one Subscribed.
+const maxListeners = 100
+
+// listeners lists what a gRPC client calls or listens on, if the type is theirs.
+func (s *session) listeners(t *track) []string {
+	if t.typeURL != compile.ListenerType || s.client.family != grpcClient {
+		return nil
+	}
+	all := slices.Sorted(t.names.all())
+	return all[:min(len(all), maxListeners):min(len(all), maxListeners)]
 }
 
 func (s *session) find(typeURL string) *track {
