@@ -28,6 +28,7 @@ type change struct {
 
 	old, next   *table
 	assignments map[string]*assignment // changed ones; nil is removed
+	elsewhere   map[string][]*cluster  // those whose assignments have another name than they; nil until asked for
 	started     []*cluster             // provisioned
 	retired     []*cluster             // replaced or removed
 	bound       []*listenerServer
@@ -289,14 +290,14 @@ func (c *change) clustersOf(assignment string) []*cluster {
 	if cl, ok := c.next.clusters.Get([]byte(assignment)); ok && cl.cfg.assignmentName == assignment {
 		return []*cluster{cl}
 	}
-	var out []*cluster
-	for it := c.next.clusters.Root().Iterator(); ; {
-		_, cl, ok := it.Next()
-		if !ok {
-			return out
-		}
-		if cl.cfg.assignmentName == assignment {
-			out = append(out, cl)
-		}
+	if c.elsewhere == nil {
+		c.elsewhere = map[string][]*cluster{}
+		c.next.clusters.Root().Walk(func(_ []byte, cl *cluster) bool {
+			if name := cl.cfg.assignmentName; name != "" && name != cl.cfg.name {
+				c.elsewhere[name] = append(c.elsewhere[name], cl)
+			}
+			return false
+		})
 	}
+	return c.elsewhere[assignment]
 }

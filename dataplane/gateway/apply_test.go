@@ -354,6 +354,29 @@ func TestEndpointsOfAnotherNameThanTheCluster(t *testing.T) {
 	}
 }
 
+func TestRemovingManyClustersCostsWhatTheyAre(t *testing.T) {
+	took := map[int]time.Duration{}
+	for _, n := range []int{1000, 8000} {
+		l := bareLab(t)
+		var all, half []named
+		for i := range n {
+			name := fmt.Sprint("service/", i)
+			all = append(all, edsCluster(name, "127.0.0.1:1")...)
+			if i%2 == 0 {
+				half = append(half, gone(name, clusterOf(name)), gone(name, assignmentOf(name).msg))
+			}
+		}
+		l.apply(all...)
+		began := time.Now()
+		l.apply(half...)
+		took[n] = time.Since(began)
+	}
+	// Eight times as many; a search for each would be sixty-four times.
+	if took[8000] > 30*took[1000]+100*time.Millisecond {
+		t.Errorf("half of 1000: %v, half of 8000: %v", took[1000], took[8000])
+	}
+}
+
 func TestEndpointsThatComeBeforeTheirCluster(t *testing.T) {
 	a := echo(t, "a")
 	l := newLab(t, assignmentOf("c", a.URL), catchAll(to("/", "c")))

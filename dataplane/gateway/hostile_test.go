@@ -453,3 +453,13 @@ func TestAnHTTP2AuthorityCannotNameAPath(t *testing.T) {
 		}
 	}
 }
+
+func TestAddressesAreComparedWithoutTheirZone(t *testing.T) {
+	for text, want := range map[string]string{
+		"[fe80::1%eth0]:80": "[fe80::1]:80", "[::ffff:10.0.0.1]:80": "10.0.0.1:80", "10.0.0.1:80": "10.0.0.1:80", "[2001:db8::1]:80": "[2001:db8::1]:80",
+	} {
+		if got := addrPortOf(text).String(); got != want {
+			t.Errorf("%s: %s, want %s", text, got, want)
+		}
+	}
+}

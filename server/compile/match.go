@@ -2,7 +2,6 @@ package compile
 
 import (
 	"fmt"
-	"net/netip"
 	"regexp"
 	"slices"
 	"strings"
@@ -14,6 +13,7 @@ import (
 
 	musterv1 "github.com/musterhq/muster/proto/muster/v1"
 	"github.com/musterhq/muster/resource"
+	"github.com/musterhq/muster/server/compile/plugin"
 )
 
 // conditions are what a route demands of a request beyond host and path.
@@ -117,15 +117,10 @@ type matcher struct {
 
 // cidr reads an address or a range.
 func cidr(s string) (*xdscorev3.CidrRange, error) {
-	p, err := netip.ParsePrefix(s)
+	p, err := plugin.ParseRange(s)
 	if err != nil {
-		a, aerr := netip.ParseAddr(s)
-		if aerr != nil {
-			return nil, fmt.Errorf("%q is neither an IP address nor a range", s)
-		}
-		p = netip.PrefixFrom(a, a.BitLen())
+		return nil, fmt.Errorf("%q is neither an IP address nor a range", s)
 	}
-	p = p.Masked()
 	return &xdscorev3.CidrRange{
 		AddressPrefix: p.Addr().String(),
 		PrefixLen:     wrapperspb.UInt32(uint32(p.Bits())),

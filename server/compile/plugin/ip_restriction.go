@@ -1,6 +1,7 @@
 package plugin
 
 import (
+	"fmt"
 	"net/netip"
 	"strconv"
 
@@ -39,7 +40,7 @@ func judgeIPRestriction(_ resource.Where, config *structpb.Struct) resource.Prob
 	var problems resource.Problems
 	for _, name := range []string{"whitelist", "blacklist"} {
 		for i, v := range config.GetFields()[name].GetListValue().GetValues() {
-			if _, err := prefix(v.GetStringValue()); err != nil {
+			if _, err := ParseRange(v.GetStringValue()); err != nil {
 				problems = append(problems, problemAt(name+"["+strconv.Itoa(i)+"]", resource.CodeInvalid, "neither an IP address nor a range", "for example 10.0.0.0/8")...)
 			}
 		}
@@ -47,15 +48,25 @@ func judgeIPRestriction(_ resource.Where, config *structpb.Struct) resource.Prob
 	return problems
 }
 
-func prefix(s string) (netip.Prefix, error) {
-	if p, err := netip.ParsePrefix(s); err == nil {
-		return p.Masked(), nil
-	}
-	a, err := netip.ParseAddr(s)
+// ParseRange reads an address or a range of them. One of IPv4 addresses written as
+// IPv6 becomes the IPv4 range, for that is how data planes see such clients.
+func ParseRange(s string) (netip.Prefix, error) {
+	p, err := netip.ParsePrefix(s)
 	if err != nil {
-		return netip.Prefix{}, err
+		a, err := netip.ParseAddr(s)
+		if err != nil {
+			return netip.Prefix{}, err
+		}
+		if a.Zone() != "" {
+			return netip.Prefix{}, fmt.Errorf("%q has a zone", s)
+		}
+		p = netip.PrefixFrom(a, a.BitLen())
 	}
-	return netip.PrefixFrom(a, a.BitLen()), nil
+	const mapped = 96 // bits before the IPv4 address
+	if p.Addr().Is4In6() && p.Bits() >= mapped {
+		p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-mapped)
+	}
+	return p.Masked(), nil
 }
 
 func applyIPRestriction(e *Effect, config *structpb.Struct) {
@@ -65,7 +76,7 @@ func applyIPRestriction(e *Effect, config *structpb.Struct) {
 	}
 	policy := &rbacconfigv3.Policy{Permissions: []*rbacconfigv3.Permission{{Rule: &rbacconfigv3.Permission_Any{Any: true}}}}
 	for _, v := range list {
-		p, _ := prefix(v.GetStringValue())
+		p, _ := ParseRange(v.GetStringValue())
 		policy.Principals = append(policy.Principals, &rbacconfigv3.Principal{Identifier: &rbacconfigv3.Principal_RemoteIp{
 			RemoteIp: &corev3.CidrRange{AddressPrefix: p.Addr().String(), PrefixLen: wrapperspb.UInt32(uint32(p.Bits()))},
 		}})

@@ -50,6 +50,7 @@ func TestWhatCannotBeHonouredIsRefusedWithTheReason(t *testing.T) {
 		{"ip-restriction", resource.WhereRoute, `{}`, []string{": conflict: exactly one of whitelist, blacklist"}},
 		{"ip-restriction", resource.WhereRoute, `{whitelist: [10.0.0.1], blacklist: [10.0.0.2]}`, []string{": conflict: exactly one of"}},
 		{"ip-restriction", resource.WhereRoute, `{whitelist: [10.0.0.1, 10.0.0.0/33]}`, []string{"whitelist[1]: invalid: neither an IP address nor a range"}},
+		{"ip-restriction", resource.WhereRoute, `{blacklist: ["fe80::1%eth0"]}`, []string{"blacklist[0]: invalid: neither an IP address nor a range"}},
 		{"ip-restriction", resource.WhereGlobalRule, `{whitelist: [10.0.0.1], message: no, response_code: 404}`, []string{"message: unsupported: text of its own", "response_code: unsupported: always answers 403"}},
 		{"key-auth", resource.WhereRoute, `{header: "", anonymous_consumer: bob}`, []string{"anonymous_consumer: unsupported: without a key", "header: invalid: at least 1"}},
 		{"key-auth", resource.WhereCredential, `{}`, []string{"key: required: is required"}},
@@ -230,4 +231,15 @@ func envoyRewrite(re *regexp.Regexp, replacement, path string) string {
 		}
 		return b.String()
 	})
+}
+
+func TestRangesOfIPv4WrittenAsIPv6AreIPv4(t *testing.T) {
+	for text, want := range map[string]string{
+		"10.1.2.3": "10.1.2.3/32", "10.1.2.3/8": "10.0.0.0/8", "::ffff:10.1.2.3": "10.1.2.3/32", "::ffff:10.1.2.3/104": "10.0.0.0/8",
+		"2001:db8::1": "2001:db8::1/128", "2001:db8::1/32": "2001:db8::/32", "::/0": "::/0", "::ffff:0:0/95": "::fffe:0:0/95",
+	} {
+		if p, err := ParseRange(text); err != nil || p.String() != want {
+			t.Errorf("%s: %v %v, want %s", text, p, err, want)
+		}
+	}
 }
