@@ -27,6 +27,7 @@ type stateSource interface {
 
 // fleetSink is told what is served.
 type fleetSink interface {
+	Created(group string, at time.Time)
 	Published(group string, v fleet.Version)
 	Dropped(group string)
 }
@@ -177,6 +178,7 @@ func (p *publisher) publish(pg *publishedGroup, last *publication, g *state.Grou
 	}
 	pg.set(next)
 	// The fleet first: an acknowledgement must not come before what it is of.
+	p.fleet.Created(pg.id, g.Meta().GetCreatedAt().AsTime())
 	p.fleet.Published(pg.id, v)
 	failpoint.Hit("push")
 	p.hub.Publish(next.snap)

@@ -61,6 +61,8 @@ func (p *published) Published(_ string, v fleet.Version) {
 	p.told = append(p.told, v)
 }
 
+func (*published) Created(string, time.Time) {}
+
 func (p *published) Dropped(g string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -70,9 +70,8 @@ func New(cfg Config) (_ *Server, err error) {
 		return nil, err
 	}
 	s.fleet = fleet.New(fleet.Config{
-		Belongs: s.seenInGroup,
-		Server:  cfg.ServerID,
-		Now:     time.Now,
+		Server: cfg.ServerID,
+		Now:    time.Now,
 		Describe: func(group, typeURL, name string) ([]resource.Key, *musterv1.Revision, bool) {
 			return s.pub.Describe(group, typeURL, name)
 		},
@@ -284,13 +283,6 @@ func (s *Server) authorizeDataPlane(ctx context.Context, node *corev3.Node) (str
 		return "", status.Errorf(codes.Unavailable, "group %q is not served yet", name)
 	}
 	return g.ID(), nil
-}
-
-// seenInGroup tells whether a data plane that was seen at a time was seen in
-// the group that has the id now: deleted and made again, it is another group.
-func (s *Server) seenInGroup(group string, seen time.Time) bool {
-	g, ok := s.store.State().Group(group)
-	return ok && g.ID() == group && !seen.Before(g.Meta().GetCreatedAt().AsTime())
 }
 
 func tlsConfig(t *auth.TLS, protos ...string) *tls.Config {

@@ -20,7 +20,10 @@ func (r *Registry) Connected(s *xds.Stream) {
 		return // it tells by itself, see RelayJoined; its data planes are what counts
 	}
 	now := r.cfg.Now()
-	g := r.group(s.Group)
+	g := r.existing(s.Group)
+	if g == nil {
+		return // deleted a moment ago: the stream is about to end
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	p := g.planes[s.Node]
@@ -61,9 +64,7 @@ func (r *Registry) Disconnected(s *xds.Stream, _ error) {
 			return p.settle()
 		}
 		g.live--
-		if len(g.planes)-g.live > r.cfg.RememberOffline+r.cfg.RememberOffline/8 {
-			// Some slack above the bound, so that a storm of disconnects does not
-			// sort the list for each of them.
+		if len(g.planes)-g.live > r.cfg.RememberOffline+r.cfg.slack() {
 			g.forget(now, r.cfg)
 		}
 		return true

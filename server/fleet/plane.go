@@ -239,14 +239,16 @@ func (p *plane) message(g *group, now time.Time, types bool) *musterv1.DataPlane
 		Revision:      p.whole.Revision,
 		Epoch:         p.whole.Epoch,
 		GroupRevision: g.current.Revision,
-		UserAgent:     p.info.UserAgent,
-		Protocol:      p.info.Protocol,
-		Address:       p.info.Address,
-		ConnectedAt:   stamp(p.connected),
-		LastSeen:      stamp(p.seen),
-		Server:        p.server,
-		Lag:           g.lag(p.whole, now),
-		Hops:          p.hopMessages(g, now),
+		// Another group of the id may be there by the time that this is read.
+		GroupCreatedAt: stamp(g.created),
+		UserAgent:      p.info.UserAgent,
+		Protocol:       p.info.Protocol,
+		Address:        p.info.Address,
+		ConnectedAt:    stamp(p.connected),
+		LastSeen:       stamp(p.seen),
+		Server:         p.server,
+		Lag:            g.lag(p.whole, now),
+		Hops:           p.hopMessages(g, now),
 	}
 	if n := len(m.Hops); n > 0 {
 		m.Relay = m.Hops[n-1].Relay

@@ -62,11 +62,12 @@ func (r *Registry) Presence(since uint64) (planes []*musterv1.DataPlane, until u
 
 // Learn takes in what another server told. instance changes when that server
 // was started again; what it told before is forgotten then. It reports false
-// when something was left out, because this server does not know the group
-// (yet): then everything should be asked for again.
+// when something was left out, because this server does not know the group, or
+// another one of its id (yet): then everything should be asked for again.
 func (r *Registry) Learn(server, instance string, planes []*musterv1.DataPlane) (complete bool) {
 	r.mu.Lock()
-	fresh := r.instances[server] != instance
+	was, known := r.instances[server]
+	fresh := was != instance
 	r.instances[server] = instance
 	r.mu.Unlock()
 	if fresh {
@@ -76,7 +77,7 @@ func (r *Registry) Learn(server, instance string, planes []*musterv1.DataPlane) 
 			g.mu.Unlock()
 		}
 	}
-	complete = true
+	complete = !known || was != "" // else Created has forgotten what was told before
 	for id, told := range byGroup(planes) {
 		g := r.existing(id)
 		if g == nil {
@@ -90,9 +91,18 @@ func (r *Registry) Learn(server, instance string, planes []*musterv1.DataPlane) 
 			g.remote[server] = of
 		}
 		for _, m := range told {
-			if r.belongs(m) {
-				of[m.GetId()] = planeOf(m, m.GetState() != offline)
+			if !g.isOf(m) {
+				complete = false
+				continue
 			}
+			of[m.GetId()] = planeOf(m, m.GetState() != offline)
+			if m.GetState() == offline {
+				g.gone++
+			}
+		}
+		if g.gone > r.cfg.slack() {
+			g.gone = 0
+			g.forget(r.cfg.Now(), r.cfg)
 		}
 		g.poke()
 		g.mu.Unlock()
@@ -100,9 +110,10 @@ func (r *Registry) Learn(server, instance string, planes []*musterv1.DataPlane) 
 	return complete
 }
 
-// belongs tells whether a data plane was seen in the group that is there now.
-func (r *Registry) belongs(m *musterv1.DataPlane) bool {
-	return r.cfg.Belongs == nil || r.cfg.Belongs(m.GetGroup(), m.GetLastSeen().AsTime())
+// isOf tells whether a data plane is of this very group, not of one before it
+// that had the id.
+func (g *group) isOf(m *musterv1.DataPlane) bool {
+	return m.GetGroupCreatedAt() == nil || g.created.IsZero() || m.GetGroupCreatedAt().AsTime().Equal(g.created)
 }
 
 // Lost tells that another server has been out of reach for so long that its
@@ -117,6 +128,7 @@ func (r *Registry) Lost(server string) {
 		for _, p := range g.remote[server] {
 			p.away = false
 		}
+		g.forgetIn(g.remote[server], r.cfg.Now(), r.cfg)
 		g.poke()
 		g.mu.Unlock()
 	}
@@ -156,7 +168,7 @@ func (r *Registry) Recall(f *musterv1.RememberedFleet) {
 		}
 		g.mu.Lock()
 		for _, m := range planes {
-			if g.planes[m.GetId()] == nil && r.belongs(m) {
+			if g.planes[m.GetId()] == nil && g.isOf(m) {
 				p := planeOf(m, false)
 				g.planes[p.id] = p
 				r.changed(g, p)

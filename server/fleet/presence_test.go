@@ -176,21 +176,81 @@ func TestAGroupThatIsNotKnownYetIsAskedForAgain(t *testing.T) {
 	}
 }
 
-func TestDataPlanesOfAnEarlierGroupOfTheNameAreLeftOut(t *testing.T) {
+// Clocks differ: what tells a group from one that had its id before is when it
+// was created, not when its data planes were seen.
+func TestDataPlanesOfAnEarlierGroupOfTheIDAreLeftOut(t *testing.T) {
 	born := time.Date(2026, 11, 24, 11, 0, 0, 0, time.UTC)
-	r, _ := newRegistry(t, func(c *Config) { c.Belongs = func(_ string, seen time.Time) bool { return seen.After(born) } })
+	r, _ := newRegistry(t, func(c *Config) { c.Server = "b" })
+	r.Created("g", born)
 	r.Published("g", rev(1))
-	old, young := &clock{born.Add(-time.Hour)}, &clock{born.Add(time.Hour)}
-	for node, c := range map[string]*clock{"old": old, "young": young} {
-		other, _ := newRegistry(t, func(cfg *Config) { cfg.Now = c.now })
+	for node, created := range map[string]time.Time{"old": born.Add(-time.Hour), "young": born} {
+		behind := &clock{born.Add(-2 * time.Hour)}
+		other, _ := newRegistry(t, func(cfg *Config) { cfg.Now = behind.now })
+		other.Created("g", created)
 		other.Published("g", rev(1))
 		connect(other, 1, node)
 		planes, _, _ := other.Presence(0)
-		r.Learn(node, "1", planes)
+		if complete := r.Learn(node, "1", planes); complete != (node == "young") {
+			t.Errorf("%s: complete is %v", node, complete)
+		}
 		r.Recall(&musterv1.RememberedFleet{DataPlanes: planes})
 	}
 	if list := r.List("g", ListOptions{}); len(list) != 1 || list[0].GetId() != "young" {
 		t.Fatalf("data planes = %v", list)
+	}
+}
+
+func TestAGroupThatIsMadeAgainBetweenTwoLooksBeginsAfresh(t *testing.T) {
+	p := newPair(t)
+	born := time.Date(2026, 11, 24, 11, 0, 0, 0, time.UTC)
+	p.a.Created("g", born)
+	p.b.Created("g", born)
+	connect(p.a, 1, "there")
+	connect(p.b, 1, "here")
+	connect(p.b, 2, "gone").disconnect()
+	p.tell()
+	p.b.Created("g", born.Add(time.Hour))
+	if list := p.b.List("g", ListOptions{}); len(list) != 1 || list[0].GetId() != "here" {
+		t.Fatalf("data planes = %v", list)
+	}
+	// What the other server told before is to be told again, by its new group.
+	if p.b.Learn("a", p.instance, nil) {
+		t.Fatal("nothing was said to be missing")
+	}
+	p.a.Created("g", born.Add(time.Hour))
+	p.since = 0
+	p.tell()
+	if n := p.b.Live("g"); n != 2 {
+		t.Fatalf("%d data planes are live", n)
+	}
+}
+
+// Data planes come and go under ever new ids wherever containers are replaced.
+func TestWhatIsRememberedOfOtherServersIsBounded(t *testing.T) {
+	p := &pair{t: t, instance: "1"}
+	p.a, p.clock = newRegistry(t, func(c *Config) { c.Server, c.RememberOffline = "a", 80 })
+	p.b, _ = newRegistry(t, func(c *Config) { c.Server, c.Now, c.RememberOffline = "b", p.clock.now, 80 })
+	p.a.Published("g", rev(1))
+	p.b.Published("g", rev(1))
+	for i := range 2000 {
+		d := connect(p.a, uint64(i+1), fmt.Sprintf("dp-%04d", i))
+		p.tell()
+		p.clock.advance(time.Second)
+		if i%100 != 0 {
+			d.disconnect()
+			p.tell()
+		}
+	}
+	g := p.b.existing("g")
+	if n := len(g.remote["a"]); n > 20+80+10 {
+		t.Errorf("b remembers %d data planes of a; 20 are connected and 80 may be remembered", n)
+	}
+	if n := p.b.Live("g"); n != 20 {
+		t.Errorf("%d are live, want 20", n)
+	}
+	p.b.Lost("a")
+	if n := len(g.remote["a"]); n > 80 {
+		t.Errorf("b remembers %d data planes of a lost server", n)
 	}
 }
 

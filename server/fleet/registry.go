@@ -34,9 +34,6 @@ type Config struct {
 	// for it cannot honour. It is called with locks held and must not block. Nil
 	// warns of nothing.
 	Warn func(group string, listeners []string) []string
-	// Belongs tells whether a data plane that was last seen at a time was seen in
-	// the group that has this id now, not in one before it. Nil: always.
-	Belongs func(group string, seen time.Time) bool
 	// RememberOffline bounds the data planes remembered per group after they
 	// disconnected; the longest gone are forgotten first. Default 1000.
 	RememberOffline int
@@ -66,6 +63,7 @@ type group struct {
 	warn func(group string, listeners []string) []string
 
 	mu       sync.Mutex
+	created  time.Time // zero where that is not known
 	current  Version
 	timeline timeline
 	planes   map[string]*plane // of this server
@@ -76,7 +74,9 @@ type group struct {
 	// served is what each relay serves, of this and the other servers.
 	served map[string]Version
 	// remote are the data planes of the other servers, by server and id.
-	remote  map[string]map[string]*plane
+	remote map[string]map[string]*plane
+	// gone counts the data planes that others told to be offline since forget.
+	gone    int
 	waiters map[chan struct{}]struct{}
 	dropped bool
 }
@@ -92,6 +92,38 @@ func New(cfg Config) *Registry {
 	return &Registry{
 		cfg: cfg, groups: map[string]*group{}, instances: map[string]string{},
 		relays: relays{attached: map[string]uint64{}, here: map[string]*relayed{}, away: map[string][]*musterv1.RelayState{}},
+	}
+}
+
+// slack is how far the number of remembered data planes may rise above its
+// bound, so that a storm of disconnects does not sort them for each.
+func (c Config) slack() int { return c.RememberOffline / 8 }
+
+// Created tells when the group that has an id was created, before its first
+// snapshot is. A group that was deleted and made again is another group, whose
+// data planes so far are forgotten but for those that are connected here.
+func (r *Registry) Created(groupID string, at time.Time) {
+	g := r.group(groupID)
+	g.mu.Lock()
+	again := !g.created.IsZero() && !g.created.Equal(at)
+	g.created = at
+	if again {
+		for id, p := range g.planes {
+			if !p.live() {
+				delete(g.planes, id)
+				g.order.Remove(p.place)
+			}
+		}
+		clear(g.remote)
+	}
+	g.mu.Unlock()
+	if !again {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for server := range r.instances {
+		r.instances[server] = "" // they are to tell everything again
 	}
 }
 

@@ -368,3 +368,17 @@ func TestTheTimelineStaysBounded(t *testing.T) {
 		t.Fatalf("a version before all that is remembered has no lag: %v, %v", at, ok)
 	}
 }
+
+func TestAStreamThatOutlivesItsGroupLeavesNothingBehind(t *testing.T) {
+	r, _ := newRegistry(t)
+	r.Published("g", rev(1))
+	d := connect(r, 1, "a")
+	r.Dropped("g")
+	d.ack(compile.ClusterType, 1)
+	late := connect(r, 2, "b") // was let in a moment before
+	late.disconnect()
+	d.disconnect()
+	if len(r.groups) != 0 || len(r.Counts()) != 0 {
+		t.Errorf("groups = %v", r.Counts())
+	}
+}

@@ -114,9 +114,12 @@ type DataPlane struct {
 	Warnings []string `protobuf:"bytes,17,rep,name=warnings,proto3" json:"warnings,omitempty"`
 	// The relays between the server and the data plane, the server's own first;
 	// `relay` names the last. Empty when the data plane hangs on the server itself.
-	Hops          []*RelayHop `protobuf:"bytes,18,rep,name=hops,proto3" json:"hops,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Hops []*RelayHop `protobuf:"bytes,18,rep,name=hops,proto3" json:"hops,omitempty"`
+	// When the group was created: one that was deleted and made again under its id
+	// is another group. Absent where that is not known.
+	GroupCreatedAt *timestamppb.Timestamp `protobuf:"bytes,19,opt,name=group_created_at,json=groupCreatedAt,proto3" json:"group_created_at,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *DataPlane) Reset() {
@@ -271,6 +274,13 @@ func (x *DataPlane) GetWarnings() []string {
 func (x *DataPlane) GetHops() []*RelayHop {
 	if x != nil {
 		return x.Hops
+	}
+	return nil
+}
+
+func (x *DataPlane) GetGroupCreatedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.GroupCreatedAt
 	}
 	return nil
 }
@@ -1115,7 +1125,7 @@ var File_muster_v1_fleet_proto protoreflect.FileDescriptor
 
 const file_muster_v1_fleet_proto_rawDesc = "" +
 	"\n" +
-	"\x15muster/v1/fleet.proto\x12\tmuster.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19muster/v1/resources.proto\"\x85\x05\n" +
+	"\x15muster/v1/fleet.proto\x12\tmuster.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19muster/v1/resources.proto\"\xcb\x05\n" +
 	"\tDataPlane\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05group\x18\x02 \x01(\tR\x05group\x12/\n" +
@@ -1136,7 +1146,8 @@ const file_muster_v1_fleet_proto_rawDesc = "" +
 	"\x05types\x18\x0f \x03(\v2\x15.muster.v1.TypeStatusR\x05types\x12.\n" +
 	"\brefusals\x18\x10 \x03(\v2\x12.muster.v1.RefusalR\brefusals\x12\x1a\n" +
 	"\bwarnings\x18\x11 \x03(\tR\bwarnings\x12'\n" +
-	"\x04hops\x18\x12 \x03(\v2\x13.muster.v1.RelayHopR\x04hops\"\x7f\n" +
+	"\x04hops\x18\x12 \x03(\v2\x13.muster.v1.RelayHopR\x04hops\x12D\n" +
+	"\x10group_created_at\x18\x13 \x01(\v2\x1a.google.protobuf.TimestampR\x0egroupCreatedAt\"\x7f\n" +
 	"\bRelayHop\x12\x14\n" +
 	"\x05relay\x18\x01 \x01(\tR\x05relay\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x1a\n" +
@@ -1257,27 +1268,28 @@ var file_muster_v1_fleet_proto_depIdxs = []int32{
 	3,  // 4: muster.v1.DataPlane.types:type_name -> muster.v1.TypeStatus
 	4,  // 5: muster.v1.DataPlane.refusals:type_name -> muster.v1.Refusal
 	2,  // 6: muster.v1.DataPlane.hops:type_name -> muster.v1.RelayHop
-	12, // 7: muster.v1.RelayHop.lag:type_name -> google.protobuf.Duration
-	0,  // 8: muster.v1.TypeStatus.state:type_name -> muster.v1.DataPlaneState
-	14, // 9: muster.v1.Refusal.objects:type_name -> muster.v1.ResourceKey
-	13, // 10: muster.v1.Refusal.at:type_name -> google.protobuf.Timestamp
-	1,  // 11: muster.v1.ListDataPlanesResponse.data_planes:type_name -> muster.v1.DataPlane
-	7,  // 12: muster.v1.ListDataPlanesResponse.relays:type_name -> muster.v1.Relay
-	13, // 13: muster.v1.Relay.connected_at:type_name -> google.protobuf.Timestamp
-	13, // 14: muster.v1.Relay.last_seen:type_name -> google.protobuf.Timestamp
-	12, // 15: muster.v1.Relay.lag:type_name -> google.protobuf.Duration
-	12, // 16: muster.v1.WaitRequest.timeout:type_name -> google.protobuf.Duration
-	1,  // 17: muster.v1.WaitResponse.missing:type_name -> muster.v1.DataPlane
-	11, // 18: muster.v1.Manifest.types:type_name -> muster.v1.TypeDigest
-	5,  // 19: muster.v1.FleetService.ListDataPlanes:input_type -> muster.v1.ListDataPlanesRequest
-	8,  // 20: muster.v1.FleetService.Wait:input_type -> muster.v1.WaitRequest
-	6,  // 21: muster.v1.FleetService.ListDataPlanes:output_type -> muster.v1.ListDataPlanesResponse
-	9,  // 22: muster.v1.FleetService.Wait:output_type -> muster.v1.WaitResponse
-	21, // [21:23] is the sub-list for method output_type
-	19, // [19:21] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	13, // 7: muster.v1.DataPlane.group_created_at:type_name -> google.protobuf.Timestamp
+	12, // 8: muster.v1.RelayHop.lag:type_name -> google.protobuf.Duration
+	0,  // 9: muster.v1.TypeStatus.state:type_name -> muster.v1.DataPlaneState
+	14, // 10: muster.v1.Refusal.objects:type_name -> muster.v1.ResourceKey
+	13, // 11: muster.v1.Refusal.at:type_name -> google.protobuf.Timestamp
+	1,  // 12: muster.v1.ListDataPlanesResponse.data_planes:type_name -> muster.v1.DataPlane
+	7,  // 13: muster.v1.ListDataPlanesResponse.relays:type_name -> muster.v1.Relay
+	13, // 14: muster.v1.Relay.connected_at:type_name -> google.protobuf.Timestamp
+	13, // 15: muster.v1.Relay.last_seen:type_name -> google.protobuf.Timestamp
+	12, // 16: muster.v1.Relay.lag:type_name -> google.protobuf.Duration
+	12, // 17: muster.v1.WaitRequest.timeout:type_name -> google.protobuf.Duration
+	1,  // 18: muster.v1.WaitResponse.missing:type_name -> muster.v1.DataPlane
+	11, // 19: muster.v1.Manifest.types:type_name -> muster.v1.TypeDigest
+	5,  // 20: muster.v1.FleetService.ListDataPlanes:input_type -> muster.v1.ListDataPlanesRequest
+	8,  // 21: muster.v1.FleetService.Wait:input_type -> muster.v1.WaitRequest
+	6,  // 22: muster.v1.FleetService.ListDataPlanes:output_type -> muster.v1.ListDataPlanesResponse
+	9,  // 23: muster.v1.FleetService.Wait:output_type -> muster.v1.WaitResponse
+	22, // [22:24] is the sub-list for method output_type
+	20, // [20:22] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_muster_v1_fleet_proto_init() }
