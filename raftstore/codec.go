@@ -46,6 +46,7 @@ const (
 	typeDeleteGroup = 12
 	typeCommit      = 13
 	typeRaiseEpoch  = 14
+	typeChangeGroup = 15
 )
 
 func commandType(cmd *musterv1.Command) uint16 {
@@ -60,6 +61,8 @@ func commandType(cmd *musterv1.Command) uint16 {
 		return typeCommit
 	case *musterv1.Command_RaiseEpoch:
 		return typeRaiseEpoch
+	case *musterv1.Command_ChangeGroup:
+		return typeChangeGroup
 	}
 	return 0
 }
@@ -128,7 +131,7 @@ func decodeCommand(entry []byte) (*musterv1.Command, error) {
 		return nil, err
 	}
 	version, flags, typ := entry[2], entry[3], binary.BigEndian.Uint16(entry[4:])
-	known := typ >= typeCreateGroup && typ <= typeRaiseEpoch
+	known := typ >= typeCreateGroup && typ <= typeChangeGroup
 	if version != codecVersion || flags&^flagsKnown != 0 || !known {
 		if flags&flagRequired == 0 {
 			return nil, errSkip

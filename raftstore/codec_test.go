@@ -40,6 +40,7 @@ func examples() map[string]*musterv1.Command {
 		"commit":       {Author: "bob", Time: at, RequestId: "r2", Command: &musterv1.Command_Commit{Commit: commit}},
 		"commit_large": {Author: "bob", Time: at, Command: &musterv1.Command_Commit{Commit: large}},
 		"rollback":     {Author: "bob", Time: at, Command: &musterv1.Command_Commit{Commit: &musterv1.CommitCommand{Group: "g", RollbackTo: 3}}},
+		"change_group": {Author: "alice", Time: at, Command: &musterv1.Command_ChangeGroup{ChangeGroup: &musterv1.ChangeGroupCommand{Group: group, Fields: []string{"labels", "name"}}}},
 		"raise_epoch":  {Author: "muster", Time: at, Command: &musterv1.Command_RaiseEpoch{RaiseEpoch: &musterv1.RaiseEpochCommand{AtLeast: 9}}},
 	}
 }

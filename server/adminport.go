@@ -31,7 +31,7 @@ const (
 // adminServer is the gRPC half of the admin port.
 func (s *Server) adminServer(checks *health.Server) *grpc.Server {
 	srv := grpc.NewServer(
-		grpc.Creds(handshaken{}),
+		grpc.Creds(auth.CutAtExpiry(handshaken{})),
 		grpc.MaxRecvMsgSize(maxAdminMessage),
 		grpc.MaxConcurrentStreams(maxAdminStreams),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
@@ -53,7 +53,7 @@ func (s *Server) adminServer(checks *health.Server) *grpc.Server {
 func (s *Server) xdsServer() *grpc.Server {
 	opts := s.xds.ServerOptions()
 	if s.xdsTLS != nil {
-		opts = append(opts, grpc.Creds(credentials.NewTLS(tlsConfig(s.xdsTLS, "h2"))))
+		opts = append(opts, grpc.Creds(auth.CutAtExpiry(credentials.NewTLS(tlsConfig(s.xdsTLS, "h2")))))
 	}
 	srv := grpc.NewServer(opts...)
 	s.xds.Register(srv)

@@ -58,12 +58,17 @@ func newAuthority(t *testing.T) *authority {
 // issue returns a certificate for 127.0.0.1 and its key, PEM.
 func (a *authority) issue(uris ...string) (cert, key []byte) {
 	a.t.Helper()
+	return a.issueFor(time.Hour, uris...)
+}
+
+func (a *authority) issueFor(life time.Duration, uris ...string) (cert, key []byte) {
+	a.t.Helper()
 	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		a.t.Fatal(err)
 	}
 	tmpl := &x509.Certificate{
-		SerialNumber: big.NewInt(time.Now().UnixNano()), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		SerialNumber: big.NewInt(time.Now().UnixNano()), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(life),
 		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}
@@ -187,4 +192,61 @@ func TestThreeServersOverTLS(t *testing.T) {
 		st, err := nodes[0].srv.store.Status()
 		return err == nil && st.Voters == 3
 	})
+}
+
+func TestAStreamEndsWhenItsCertificateRunsOut(t *testing.T) {
+	ca := newAuthority(t)
+	cfg := testConfig(t)
+	cert, key, caFile := ca.files()
+	cfg.XDSTLS = auth.TLSFiles{CertFile: cert, KeyFile: key, ClientCAFile: caFile}
+	cfg.TrustDomain = "example.org"
+	n := start(t, cfg)
+	n.group("pay")
+	streamed := func(life time.Duration) <-chan error {
+		t.Helper()
+		c, k := ca.issueFor(life, "spiffe://example.org/group/pay/node/gw-"+life.String())
+		pair, err := tls.X509KeyPair(c, k)
+		if err != nil {
+			t.Fatal(err)
+		}
+		creds := &tls.Config{RootCAs: x509.NewCertPool(), Certificates: []tls.Certificate{pair}}
+		creds.RootCAs.AddCert(ca.cert)
+		conn, err := grpc.NewClient(n.srv.XDSAddr().String(), grpc.WithTransportCredentials(credentials.NewTLS(creds)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		ctx, cancel := context.WithCancel(t.Context())
+		t.Cleanup(cancel)
+		stream, err := discoveryv3.NewAggregatedDiscoveryServiceClient(conn).DeltaAggregatedResources(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := stream.Send(&discoveryv3.DeltaDiscoveryRequest{Node: &corev3.Node{Id: "gw-" + life.String(), Cluster: "pay"}, TypeUrl: compile.ClusterType}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := stream.Recv(); err != nil {
+			t.Fatal(err)
+		}
+		ended := make(chan error, 1)
+		go func() {
+			_, err := stream.Recv()
+			ended <- err
+		}()
+		return ended
+	}
+	long, brief := streamed(time.Hour), streamed(3*time.Second)
+	select {
+	case err := <-brief:
+		if status.Code(err) != codes.Unavailable {
+			t.Errorf("it ended with %v, want UNAVAILABLE", err)
+		}
+	case <-time.NewTimer(10 * time.Second).C:
+		t.Error("the stream outlived its certificate")
+	}
+	select {
+	case err := <-long:
+		t.Errorf("another's stream ended with it: %v", err)
+	default:
+	}
 }

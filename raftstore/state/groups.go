@@ -2,6 +2,7 @@ package state
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -72,14 +73,33 @@ func (s *State) createGroup(in *musterv1.Group, at *timestamppb.Timestamp) (*Sta
 	return &next, Result{Group: meta}
 }
 
-func (s *State) updateGroup(in *musterv1.Group, at *timestamppb.Timestamp) (*State, Result) {
+// groupFields sets a group's field from another; these are the fields that may
+// change. A field that is added here later needs an entry type of its own:
+// a server that does not know it would refuse what others carry out.
+var groupFields = map[string]func(dst, src *musterv1.Group){
+	"name":          func(dst, src *musterv1.Group) { dst.Name = src.GetName() },
+	"description":   func(dst, src *musterv1.Group) { dst.Description = src.GetDescription() },
+	"labels":        func(dst, src *musterv1.Group) { dst.Labels = src.GetLabels() },
+	"image_tag":     func(dst, src *musterv1.Group) { dst.ImageTag = src.GetImageTag() },
+	"history_limit": func(dst, src *musterv1.Group) { dst.HistoryLimit = src.GetHistoryLimit() },
+}
+
+// GroupFields names the fields of a group that may change.
+func GroupFields() []string { return slices.Sorted(maps.Keys(groupFields)) }
+
+func (s *State) changeGroup(in *musterv1.Group, fields []string, at *timestamppb.Timestamp) (*State, Result) {
 	g, found := s.groups.Get([]byte(in.GetId()))
 	if !found {
 		return s, Result{Err: &NotFoundError{Group: in.GetId()}}
 	}
 	meta := proto.CloneOf(g.meta)
-	meta.Name, meta.Description, meta.ImageTag = in.GetName(), in.GetDescription(), in.GetImageTag()
-	meta.Labels, meta.HistoryLimit = in.GetLabels(), in.GetHistoryLimit()
+	for _, name := range fields {
+		set, known := groupFields[name]
+		if !known {
+			return s, Result{Err: &InvalidError{name, "is not a field that may change"}}
+		}
+		set(meta, in)
+	}
 	NormalizeGroup(meta)
 	for _, fixed := range []struct{ field, now, asked string }{
 		{"type", g.meta.GetType(), in.GetType()},

@@ -59,6 +59,8 @@ func requestKey(cmd *musterv1.Command) (string, error) {
 		}
 	case *musterv1.Command_UpdateGroup:
 		verb, group = "update", c.UpdateGroup.GetId()
+	case *musterv1.Command_ChangeGroup:
+		verb, group = "update", c.ChangeGroup.GetGroup().GetId()
 	case *musterv1.Command_DeleteGroup:
 		verb, group = "delete", c.DeleteGroup.GetId()
 	case *musterv1.Command_Commit:

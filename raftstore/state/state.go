@@ -158,7 +158,9 @@ func (s *State) apply(cmd *musterv1.Command) (*State, Result) {
 	case *musterv1.Command_CreateGroup:
 		return s.createGroup(c.CreateGroup, cmd.GetTime())
 	case *musterv1.Command_UpdateGroup:
-		return s.updateGroup(c.UpdateGroup, cmd.GetTime())
+		return s.changeGroup(c.UpdateGroup, GroupFields(), cmd.GetTime())
+	case *musterv1.Command_ChangeGroup:
+		return s.changeGroup(c.ChangeGroup.GetGroup(), c.ChangeGroup.GetFields(), cmd.GetTime())
 	case *musterv1.Command_DeleteGroup:
 		return s.deleteGroup(c.DeleteGroup)
 	case *musterv1.Command_Commit:

@@ -13,9 +13,9 @@ import (
 	"github.com/musterhq/muster/resource"
 )
 
-// unmaskTries bounds how often a transaction that keeps stored secrets is
-// evaluated again because the group moved on meanwhile.
-const unmaskTries = 5
+// commitTries bounds how often a transaction is judged again because another
+// server's changed the group between judgement and commit.
+const commitTries = 50
 
 // Commit implements AdminService.
 func (s *Service) Commit(ctx context.Context, req *musterv1.CommitRequest) (*musterv1.CommitResponse, error) {
@@ -41,7 +41,18 @@ type proposal interface {
 // is applied, and the majority is asked only once, by the proposal itself. But a
 // refusal may be due to the state of a leader that is none any more, so before
 // it is told, the state is made certain and the transaction judged again.
+//
+// What is proposed is pinned to the revision that it was judged at, for judged
+// at another one it might not pass. If the group has moved on when it would be
+// committed, and the caller named no revision, it is judged anew.
 func (s *Service) judged(ctx context.Context, req proposal, do func(*state.Group) (*musterv1.CommitResponse, error)) (*musterv1.CommitResponse, error) {
+	if !req.GetDryRun() {
+		leave, err := s.lanes.enter(ctx, s.groupID(req.GetGroup()))
+		if err != nil {
+			return nil, err
+		}
+		defer leave()
+	}
 	_, _, leader := s.cfg.Store.Leader()
 	certain := req.GetDryRun() || !leader
 	for try := 1; ; try++ {
@@ -57,7 +68,9 @@ func (s *Service) judged(ctx context.Context, req proposal, do func(*state.Group
 		switch {
 		case err == nil:
 			return resp, nil
-		case errors.As(err, &pinned) && try < unmaskTries:
+		case errors.As(err, &pinned) && try < commitTries:
+			// The revision that was in the way may not have come here yet.
+			certain = certain || !s.reached(req.GetGroup(), pinned.Actual)
 		case !certain && isRefusal(err):
 			certain = true
 		default:
@@ -76,6 +89,20 @@ func (s *Service) replay(ctx context.Context, g *state.Group, req proposal) (sta
 	cmd := s.command(ctx, req.GetRequestId())
 	cmd.Command = &musterv1.Command_Commit{Commit: &musterv1.CommitCommand{Group: g.ID()}}
 	return s.cfg.Store.State().Replay(cmd)
+}
+
+// groupID is a group's id by its id or name, as far as this server knows.
+func (s *Service) groupID(idOrName string) string {
+	if g, ok := s.cfg.Store.State().Group(idOrName); ok {
+		return g.ID()
+	}
+	return idOrName
+}
+
+// reached tells whether this server's state has a revision of a group.
+func (s *Service) reached(group string, revision uint64) bool {
+	g, ok := s.cfg.Store.State().Group(group)
+	return ok && g.Revision() >= revision
 }
 
 // isRefusal tells whether an error says something about the state.
@@ -100,27 +127,14 @@ func (s *Service) commit(ctx context.Context, g *state.Group, req *musterv1.Comm
 		ExpectedRevision: req.ExpectedRevision,
 		Message:          req.GetMessage(),
 	}
-	var restored bool
 	var err error
-	cmd.Changes, restored, err = s.unmaskAll(g, changes)
-	if err != nil {
+	if cmd.Changes, err = s.unmaskAll(g, changes); err != nil {
 		return nil, err
 	}
 	if err := s.checkObjects(cmd.Changes); err != nil {
 		return nil, err
 	}
-	pinned := restored && cmd.ExpectedRevision == nil
-	if pinned {
-		// The stored secrets were read at this revision: were they replaced before
-		// this transaction is applied, it would bring the old ones back.
-		cmd.ExpectedRevision = proto.Uint64(g.Revision())
-	}
-	resp, err := s.propose(ctx, g, cmd, req.GetRequestId(), req.GetDryRun())
-	var conflict *state.RevisionConflict
-	if pinned && errors.As(err, &conflict) {
-		return nil, &pinnedConflict{conflict}
-	}
-	return resp, err
+	return s.propose(ctx, g, cmd, req.GetRequestId(), req.GetDryRun())
 }
 
 // propose is the common end of Commit and Rollback.
@@ -142,7 +156,13 @@ func (s *Service) propose(ctx context.Context, g *state.Group, cmd *musterv1.Com
 		redactAll(answer.GetChanges())
 		return answer, nil
 	}
+	pinned := cmd.ExpectedRevision == nil
+	cmd.ExpectedRevision = proto.Uint64(g.Revision())
 	res, err := s.apply(ctx, full)
+	var conflict *state.RevisionConflict
+	if pinned && errors.As(err, &conflict) {
+		return nil, &pinnedConflict{conflict}
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -151,9 +171,8 @@ func (s *Service) propose(ctx context.Context, g *state.Group, cmd *musterv1.Com
 
 // unmaskAll puts stored secrets back where the changes hold the mask. The
 // changes stay as they are: a second try begins with the masks again.
-func (s *Service) unmaskAll(g *state.Group, changes []*musterv1.Change) ([]*musterv1.Change, bool, error) {
+func (s *Service) unmaskAll(g *state.Group, changes []*musterv1.Change) ([]*musterv1.Change, error) {
 	out := make([]*musterv1.Change, len(changes))
-	restored := false
 	var vs []violation
 	for i, c := range changes {
 		out[i] = c
@@ -175,14 +194,13 @@ func (s *Service) unmaskAll(g *state.Group, changes []*musterv1.Change) ([]*must
 			})
 		}
 		if r {
-			restored = true
 			out[i] = &musterv1.Change{Action: &musterv1.Change_Put{Put: put}}
 		}
 	}
 	if len(vs) > 0 {
-		return nil, false, &invalidError{bounded(vs)}
+		return nil, &invalidError{bounded(vs)}
 	}
-	return out, restored, nil
+	return out, nil
 }
 
 // redactAll masks the secrets in a diff. The bodies are shared with the store,

@@ -3,6 +3,7 @@ package admin
 import (
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 
 	"google.golang.org/grpc/codes"
@@ -132,6 +133,61 @@ func TestWhatDoesNotCompileIsNotProposed(t *testing.T) {
 	}
 	if g, _ := h.store.State().Group("g"); g.Revision() != 0 {
 		t.Fatal("it was committed")
+	}
+}
+
+func TestATransactionHoldsOnlyAtTheRevisionThatItWasJudgedAt(t *testing.T) {
+	h := newHarness(t)
+	h.group("g")
+	h.commit(put(serviceOf("pay", "10.0.0.1")))
+	meanwhile := func(changes ...*musterv1.Change) {
+		h.store.mu.Lock()
+		defer h.store.mu.Unlock()
+		h.store.before = func(f *fakeStore) {
+			f.commit(&musterv1.Command{Author: "other", Command: &musterv1.Command_Commit{Commit: &musterv1.CommitCommand{Group: "g", Changes: changes}}})
+		}
+	}
+	// Another change that leaves it as good as it was: it is judged again, and passes.
+	meanwhile(put(serviceOf("shop", "10.0.0.1")))
+	if resp := h.commit(put(serviceOf("pay", "10.0.0.2"))); resp.GetRevision() != 3 {
+		t.Fatalf("revision = %d, want 3", resp.GetRevision())
+	}
+	// One beside which it does not compile: it is judged again, and refused.
+	other, mine := serviceOf("shop", "10.0.0.1"), serviceOf("pay", "10.0.0.3")
+	other.GetService().Desc, mine.GetService().Desc = jealous, jealous
+	meanwhile(put(other))
+	_, err := h.admin.Commit(h.as(editorKey), &musterv1.CommitRequest{Group: "g", Changes: []*musterv1.Change{put(mine)}})
+	wantCode(t, err, codes.InvalidArgument, ReasonInvalid)
+	// A rollback is a transaction like any other.
+	meanwhile(put(serviceOf("late", "10.0.0.1")))
+	back, err := h.admin.Rollback(h.as(editorKey), &musterv1.RollbackRequest{Group: "g", ToRevision: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g, _ := h.store.State().Group("g")
+	if back.GetRevision() != g.Revision() || g.View().Len() != 1 {
+		t.Fatalf("rolled back to %d resources at %d", g.View().Len(), back.GetRevision())
+	}
+}
+
+func TestManyWritersOfOneGroupAllGetThrough(t *testing.T) {
+	h := newHarness(t)
+	h.group("g")
+	const writers, each = 16, 20
+	var wg sync.WaitGroup
+	for w := range writers {
+		wg.Go(func() {
+			for i := range each {
+				_, err := h.admin.Commit(h.as(editorKey), &musterv1.CommitRequest{Group: "g", Changes: []*musterv1.Change{put(serviceOf(fmt.Sprintf("s-%d-%d", w, i), "10.0.0.1"))}})
+				if err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if g, _ := h.store.State().Group("g"); g.Revision() != writers*each || g.View().Len() != writers*each {
+		t.Fatalf("revision %d with %d resources, want %d", g.Revision(), g.View().Len(), writers*each)
 	}
 }
 

@@ -3,7 +3,6 @@ package admin
 import (
 	"context"
 	"fmt"
-	"maps"
 	"slices"
 
 	"google.golang.org/protobuf/proto"
@@ -51,31 +50,21 @@ func (s *Service) ListGroups(ctx context.Context, req *musterv1.ListGroupsReques
 	return resp, nil
 }
 
-// groupFields sets a group's field from another; these are the fields that
-// may change.
-var groupFields = map[string]func(dst, src *musterv1.Group){
-	"name":          func(dst, src *musterv1.Group) { dst.Name = src.GetName() },
-	"description":   func(dst, src *musterv1.Group) { dst.Description = src.GetDescription() },
-	"labels":        func(dst, src *musterv1.Group) { dst.Labels = src.GetLabels() },
-	"image_tag":     func(dst, src *musterv1.Group) { dst.ImageTag = src.GetImageTag() },
-	"history_limit": func(dst, src *musterv1.Group) { dst.HistoryLimit = src.GetHistoryLimit() },
-}
-
 // UpdateGroup implements AdminService.
 func (s *Service) UpdateGroup(ctx context.Context, req *musterv1.UpdateGroupRequest) (*musterv1.UpdateGroupResponse, error) {
 	if req.GetGroup().GetId() == "" {
 		return nil, toStatus(requiredField("group.id"))
 	}
-	g, err := s.readGroup(ctx, req.GetGroup().GetId(), false)
+	fields, err := changedFields(req.GetUpdateMask())
 	if err != nil {
 		return nil, toStatus(err)
 	}
-	update, err := updated(g.Meta(), req.GetGroup(), req.GetUpdateMask())
-	if err != nil {
-		return nil, toStatus(err)
-	}
+	// What may not change goes along, so that the state machine refuses a change
+	// of it instead of this method ignoring it.
 	cmd := s.command(ctx, req.GetRequestId())
-	cmd.Command = &musterv1.Command_UpdateGroup{UpdateGroup: update}
+	g := proto.CloneOf(req.GetGroup())
+	g.Id = s.groupID(g.GetId())
+	cmd.Command = &musterv1.Command_ChangeGroup{ChangeGroup: &musterv1.ChangeGroupCommand{Group: g, Fields: fields}}
 	res, err := s.apply(ctx, cmd)
 	if err != nil {
 		return nil, toStatus(underGroup(err))
@@ -83,32 +72,26 @@ func (s *Service) UpdateGroup(ctx context.Context, req *musterv1.UpdateGroupRequ
 	return &musterv1.UpdateGroupResponse{Group: res.Group}, nil
 }
 
-func updated(current, in *musterv1.Group, fieldMask []string) (*musterv1.Group, error) {
-	names := slices.Sorted(maps.Keys(groupFields))
-	update := proto.CloneOf(current)
-	// Fixed fields that the caller names are passed on, so that the state
-	// machine refuses a change instead of this method ignoring it.
-	update.Type, update.ControlPlaneKeyPrefix = in.GetType(), in.GetControlPlaneKeyPrefix()
-	var vs []violation
-	if len(fieldMask) == 0 {
-		fieldMask = names
+// changedFields checks an update mask; none means all that may change.
+func changedFields(mask []string) ([]string, error) {
+	names := state.GroupFields()
+	if len(mask) == 0 {
+		return names, nil
 	}
-	for i, name := range fieldMask {
-		set, ok := groupFields[name]
-		if !ok {
+	var vs []violation
+	for i, name := range mask {
+		if !slices.Contains(names, name) {
 			vs = append(vs, violation{
 				field: fmt.Sprintf("update_mask[%d]", i), code: resource.CodeUnknown,
 				message: fmt.Sprintf("%q is not a field that may change", name),
 				hint:    fmt.Sprintf("one of %v", names),
 			})
-			continue
 		}
-		set(update, in)
 	}
 	if len(vs) > 0 {
 		return nil, &invalidError{vs}
 	}
-	return update, nil
+	return mask, nil
 }
 
 // DeleteGroup implements AdminService.

@@ -91,12 +91,25 @@ func (f *fakeStore) Leader() (string, string, bool) {
 	return "srv-1", "127.0.0.1:7100", !f.follower
 }
 
-// fakeCompiler cannot compile services with this description.
+// fakeCompiler cannot compile services with the first description, nor two with
+// the second in one group.
 type fakeCompiler struct{}
 
-const uncompilable = "does not compile"
+const (
+	uncompilable = "does not compile"
+	jealous      = "does not compile beside another such"
+)
 
-func (fakeCompiler) Trial(_ *state.Group, _ state.View, changes []state.Change) (ps resource.Problems) {
+func (fakeCompiler) Trial(_ *state.Group, after state.View, changes []state.Change) (ps resource.Problems) {
+	rivals := 0
+	for e := range after.Entries() {
+		if e.Resource.GetService().GetDesc() == jealous {
+			rivals++
+		}
+	}
+	if rivals > 1 {
+		ps = append(ps, resource.Problem{Code: resource.CodeDuplicate, Message: "two rivals"})
+	}
 	for _, c := range changes {
 		if c.After != nil && c.After.Resource.GetService().GetDesc() == uncompilable {
 			ps = append(ps, resource.Problem{Object: c.Key, Path: "upstream", Code: resource.CodeUnsupported, Message: "cannot be translated", Hint: "leave it out"})

@@ -72,7 +72,8 @@ type Service struct {
 	musterv1.UnimplementedAdminServiceServer
 	musterv1.UnimplementedFleetServiceServer
 	musterv1.UnimplementedClusterServiceServer
-	cfg Config
+	cfg   Config
+	lanes lanes
 
 	draining context.Context // ends with Drain
 	drain    context.CancelFunc

@@ -75,6 +75,25 @@ func TestGroupsThatCollideOrAreWrongAreRefusedByField(t *testing.T) {
 	wantCode(t, create(nil), codes.InvalidArgument, ReasonInvalid)
 }
 
+func TestUpdatesOfDifferentFieldsOfAGroupDoNotUndoEachOther(t *testing.T) {
+	h := newHarness(t)
+	h.group("g")
+	h.store.mu.Lock()
+	h.store.before = func(f *fakeStore) {
+		f.commit(&musterv1.Command{Author: "other", Command: &musterv1.Command_ChangeGroup{ChangeGroup: &musterv1.ChangeGroupCommand{
+			Group: &musterv1.Group{Id: "g", Labels: map[string]string{"env": "prod"}}, Fields: []string{"labels"},
+		}}})
+	}
+	h.store.mu.Unlock()
+	resp, err := h.admin.UpdateGroup(h.as(editorKey), &musterv1.UpdateGroupRequest{Group: &musterv1.Group{Id: "g", Description: "mine"}, UpdateMask: []string{"description"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if g := resp.GetGroup(); g.GetDescription() != "mine" || g.GetLabels()["env"] != "prod" || g.GetName() != "g" {
+		t.Fatalf("group = %v", g)
+	}
+}
+
 func TestTheFixedFieldsOfAGroupCannotBeChanged(t *testing.T) {
 	h := newHarness(t)
 	h.group("g")

@@ -39,6 +39,7 @@ type Command struct {
 	//	*Command_DeleteGroup
 	//	*Command_Commit
 	//	*Command_RaiseEpoch
+	//	*Command_ChangeGroup
 	Command       isCommand_Command `protobuf_oneof:"command"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -147,6 +148,15 @@ func (x *Command) GetRaiseEpoch() *RaiseEpochCommand {
 	return nil
 }
 
+func (x *Command) GetChangeGroup() *ChangeGroupCommand {
+	if x != nil {
+		if x, ok := x.Command.(*Command_ChangeGroup); ok {
+			return x.ChangeGroup
+		}
+	}
+	return nil
+}
+
 type isCommand_Command interface {
 	isCommand_Command()
 }
@@ -172,6 +182,10 @@ type Command_RaiseEpoch struct {
 	RaiseEpoch *RaiseEpochCommand `protobuf:"bytes,14,opt,name=raise_epoch,json=raiseEpoch,proto3,oneof"`
 }
 
+type Command_ChangeGroup struct {
+	ChangeGroup *ChangeGroupCommand `protobuf:"bytes,15,opt,name=change_group,json=changeGroup,proto3,oneof"`
+}
+
 func (*Command_CreateGroup) isCommand_Command() {}
 
 func (*Command_UpdateGroup) isCommand_Command() {}
@@ -181,6 +195,65 @@ func (*Command_DeleteGroup) isCommand_Command() {}
 func (*Command_Commit) isCommand_Command() {}
 
 func (*Command_RaiseEpoch) isCommand_Command() {}
+
+func (*Command_ChangeGroup) isCommand_Command() {}
+
+// ChangeGroupCommand replaces some of what describes a group. Unlike
+// update_group, which replaces all of it, it leaves alone what another changed
+// meanwhile.
+type ChangeGroupCommand struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// id selects the group.
+	Group *Group `protobuf:"bytes,1,opt,name=group,proto3" json:"group,omitempty"`
+	// The names of Group's fields that are replaced.
+	Fields        []string `protobuf:"bytes,2,rep,name=fields,proto3" json:"fields,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangeGroupCommand) Reset() {
+	*x = ChangeGroupCommand{}
+	mi := &file_muster_v1_command_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangeGroupCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangeGroupCommand) ProtoMessage() {}
+
+func (x *ChangeGroupCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_command_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangeGroupCommand.ProtoReflect.Descriptor instead.
+func (*ChangeGroupCommand) Descriptor() ([]byte, []int) {
+	return file_muster_v1_command_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *ChangeGroupCommand) GetGroup() *Group {
+	if x != nil {
+		return x.Group
+	}
+	return nil
+}
+
+func (x *ChangeGroupCommand) GetFields() []string {
+	if x != nil {
+		return x.Fields
+	}
+	return nil
+}
 
 type DeleteGroupCommand struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -193,7 +266,7 @@ type DeleteGroupCommand struct {
 
 func (x *DeleteGroupCommand) Reset() {
 	*x = DeleteGroupCommand{}
-	mi := &file_muster_v1_command_proto_msgTypes[1]
+	mi := &file_muster_v1_command_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -205,7 +278,7 @@ func (x *DeleteGroupCommand) String() string {
 func (*DeleteGroupCommand) ProtoMessage() {}
 
 func (x *DeleteGroupCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_command_proto_msgTypes[1]
+	mi := &file_muster_v1_command_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -218,7 +291,7 @@ func (x *DeleteGroupCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteGroupCommand.ProtoReflect.Descriptor instead.
 func (*DeleteGroupCommand) Descriptor() ([]byte, []int) {
-	return file_muster_v1_command_proto_rawDescGZIP(), []int{1}
+	return file_muster_v1_command_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *DeleteGroupCommand) GetId() string {
@@ -248,7 +321,7 @@ type CommitCommand struct {
 
 func (x *CommitCommand) Reset() {
 	*x = CommitCommand{}
-	mi := &file_muster_v1_command_proto_msgTypes[2]
+	mi := &file_muster_v1_command_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -260,7 +333,7 @@ func (x *CommitCommand) String() string {
 func (*CommitCommand) ProtoMessage() {}
 
 func (x *CommitCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_command_proto_msgTypes[2]
+	mi := &file_muster_v1_command_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -273,7 +346,7 @@ func (x *CommitCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitCommand.ProtoReflect.Descriptor instead.
 func (*CommitCommand) Descriptor() ([]byte, []int) {
-	return file_muster_v1_command_proto_rawDescGZIP(), []int{2}
+	return file_muster_v1_command_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *CommitCommand) GetGroup() string {
@@ -321,7 +394,7 @@ type RaiseEpochCommand struct {
 
 func (x *RaiseEpochCommand) Reset() {
 	*x = RaiseEpochCommand{}
-	mi := &file_muster_v1_command_proto_msgTypes[3]
+	mi := &file_muster_v1_command_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -333,7 +406,7 @@ func (x *RaiseEpochCommand) String() string {
 func (*RaiseEpochCommand) ProtoMessage() {}
 
 func (x *RaiseEpochCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_command_proto_msgTypes[3]
+	mi := &file_muster_v1_command_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -346,7 +419,7 @@ func (x *RaiseEpochCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RaiseEpochCommand.ProtoReflect.Descriptor instead.
 func (*RaiseEpochCommand) Descriptor() ([]byte, []int) {
-	return file_muster_v1_command_proto_rawDescGZIP(), []int{3}
+	return file_muster_v1_command_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *RaiseEpochCommand) GetAtLeast() uint64 {
@@ -376,7 +449,7 @@ type SnapshotRecord struct {
 
 func (x *SnapshotRecord) Reset() {
 	*x = SnapshotRecord{}
-	mi := &file_muster_v1_command_proto_msgTypes[4]
+	mi := &file_muster_v1_command_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -388,7 +461,7 @@ func (x *SnapshotRecord) String() string {
 func (*SnapshotRecord) ProtoMessage() {}
 
 func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_command_proto_msgTypes[4]
+	mi := &file_muster_v1_command_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -401,7 +474,7 @@ func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRecord.ProtoReflect.Descriptor instead.
 func (*SnapshotRecord) Descriptor() ([]byte, []int) {
-	return file_muster_v1_command_proto_rawDescGZIP(), []int{4}
+	return file_muster_v1_command_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *SnapshotRecord) GetRecord() isSnapshotRecord_Record {
@@ -517,7 +590,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_muster_v1_command_proto_msgTypes[5]
+	mi := &file_muster_v1_command_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -529,7 +602,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_command_proto_msgTypes[5]
+	mi := &file_muster_v1_command_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -542,7 +615,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_muster_v1_command_proto_rawDescGZIP(), []int{5}
+	return file_muster_v1_command_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *SnapshotHeader) GetFormat() uint32 {
@@ -584,7 +657,7 @@ type SnapshotResource struct {
 
 func (x *SnapshotResource) Reset() {
 	*x = SnapshotResource{}
-	mi := &file_muster_v1_command_proto_msgTypes[6]
+	mi := &file_muster_v1_command_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -596,7 +669,7 @@ func (x *SnapshotResource) String() string {
 func (*SnapshotResource) ProtoMessage() {}
 
 func (x *SnapshotResource) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_command_proto_msgTypes[6]
+	mi := &file_muster_v1_command_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -609,7 +682,7 @@ func (x *SnapshotResource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotResource.ProtoReflect.Descriptor instead.
 func (*SnapshotResource) Descriptor() ([]byte, []int) {
-	return file_muster_v1_command_proto_rawDescGZIP(), []int{6}
+	return file_muster_v1_command_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *SnapshotResource) GetGroup() string {
@@ -644,7 +717,7 @@ type SnapshotRevision struct {
 
 func (x *SnapshotRevision) Reset() {
 	*x = SnapshotRevision{}
-	mi := &file_muster_v1_command_proto_msgTypes[7]
+	mi := &file_muster_v1_command_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -656,7 +729,7 @@ func (x *SnapshotRevision) String() string {
 func (*SnapshotRevision) ProtoMessage() {}
 
 func (x *SnapshotRevision) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_command_proto_msgTypes[7]
+	mi := &file_muster_v1_command_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -669,7 +742,7 @@ func (x *SnapshotRevision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRevision.ProtoReflect.Descriptor instead.
 func (*SnapshotRevision) Descriptor() ([]byte, []int) {
-	return file_muster_v1_command_proto_rawDescGZIP(), []int{7}
+	return file_muster_v1_command_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *SnapshotRevision) GetGroup() string {
@@ -696,7 +769,7 @@ type SnapshotRequest struct {
 
 func (x *SnapshotRequest) Reset() {
 	*x = SnapshotRequest{}
-	mi := &file_muster_v1_command_proto_msgTypes[8]
+	mi := &file_muster_v1_command_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -708,7 +781,7 @@ func (x *SnapshotRequest) String() string {
 func (*SnapshotRequest) ProtoMessage() {}
 
 func (x *SnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_command_proto_msgTypes[8]
+	mi := &file_muster_v1_command_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -721,7 +794,7 @@ func (x *SnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRequest.ProtoReflect.Descriptor instead.
 func (*SnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_command_proto_rawDescGZIP(), []int{8}
+	return file_muster_v1_command_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *SnapshotRequest) GetRequestId() string {
@@ -750,7 +823,7 @@ type SnapshotTrailer struct {
 
 func (x *SnapshotTrailer) Reset() {
 	*x = SnapshotTrailer{}
-	mi := &file_muster_v1_command_proto_msgTypes[9]
+	mi := &file_muster_v1_command_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -762,7 +835,7 @@ func (x *SnapshotTrailer) String() string {
 func (*SnapshotTrailer) ProtoMessage() {}
 
 func (x *SnapshotTrailer) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_command_proto_msgTypes[9]
+	mi := &file_muster_v1_command_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -775,7 +848,7 @@ func (x *SnapshotTrailer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotTrailer.ProtoReflect.Descriptor instead.
 func (*SnapshotTrailer) Descriptor() ([]byte, []int) {
-	return file_muster_v1_command_proto_rawDescGZIP(), []int{9}
+	return file_muster_v1_command_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *SnapshotTrailer) GetRecords() uint64 {
@@ -796,7 +869,7 @@ var File_muster_v1_command_proto protoreflect.FileDescriptor
 
 const file_muster_v1_command_proto_rawDesc = "" +
 	"\n" +
-	"\x17muster/v1/command.proto\x12\tmuster.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15muster/v1/group.proto\x1a\x19muster/v1/resources.proto\"\xa2\x03\n" +
+	"\x17muster/v1/command.proto\x12\tmuster.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15muster/v1/group.proto\x1a\x19muster/v1/resources.proto\"\xe6\x03\n" +
 	"\aCommand\x12\x16\n" +
 	"\x06author\x18\x01 \x01(\tR\x06author\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x1d\n" +
@@ -808,8 +881,12 @@ const file_muster_v1_command_proto_rawDesc = "" +
 	"\fdelete_group\x18\f \x01(\v2\x1d.muster.v1.DeleteGroupCommandH\x00R\vdeleteGroup\x122\n" +
 	"\x06commit\x18\r \x01(\v2\x18.muster.v1.CommitCommandH\x00R\x06commit\x12?\n" +
 	"\vraise_epoch\x18\x0e \x01(\v2\x1c.muster.v1.RaiseEpochCommandH\x00R\n" +
-	"raiseEpochB\t\n" +
-	"\acommand\":\n" +
+	"raiseEpoch\x12B\n" +
+	"\fchange_group\x18\x0f \x01(\v2\x1d.muster.v1.ChangeGroupCommandH\x00R\vchangeGroupB\t\n" +
+	"\acommand\"T\n" +
+	"\x12ChangeGroupCommand\x12&\n" +
+	"\x05group\x18\x01 \x01(\v2\x10.muster.v1.GroupR\x05group\x12\x16\n" +
+	"\x06fields\x18\x02 \x03(\tR\x06fields\":\n" +
 	"\x12DeleteGroupCommand\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05force\x18\x02 \x01(\bR\x05force\"\xd5\x01\n" +
@@ -863,47 +940,50 @@ func file_muster_v1_command_proto_rawDescGZIP() []byte {
 	return file_muster_v1_command_proto_rawDescData
 }
 
-var file_muster_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_muster_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_muster_v1_command_proto_goTypes = []any{
 	(*Command)(nil),               // 0: muster.v1.Command
-	(*DeleteGroupCommand)(nil),    // 1: muster.v1.DeleteGroupCommand
-	(*CommitCommand)(nil),         // 2: muster.v1.CommitCommand
-	(*RaiseEpochCommand)(nil),     // 3: muster.v1.RaiseEpochCommand
-	(*SnapshotRecord)(nil),        // 4: muster.v1.SnapshotRecord
-	(*SnapshotHeader)(nil),        // 5: muster.v1.SnapshotHeader
-	(*SnapshotResource)(nil),      // 6: muster.v1.SnapshotResource
-	(*SnapshotRevision)(nil),      // 7: muster.v1.SnapshotRevision
-	(*SnapshotRequest)(nil),       // 8: muster.v1.SnapshotRequest
-	(*SnapshotTrailer)(nil),       // 9: muster.v1.SnapshotTrailer
-	(*timestamppb.Timestamp)(nil), // 10: google.protobuf.Timestamp
-	(*Group)(nil),                 // 11: muster.v1.Group
-	(*Change)(nil),                // 12: muster.v1.Change
-	(*StoredResource)(nil),        // 13: muster.v1.StoredResource
-	(*ResourceKey)(nil),           // 14: muster.v1.ResourceKey
-	(*Revision)(nil),              // 15: muster.v1.Revision
+	(*ChangeGroupCommand)(nil),    // 1: muster.v1.ChangeGroupCommand
+	(*DeleteGroupCommand)(nil),    // 2: muster.v1.DeleteGroupCommand
+	(*CommitCommand)(nil),         // 3: muster.v1.CommitCommand
+	(*RaiseEpochCommand)(nil),     // 4: muster.v1.RaiseEpochCommand
+	(*SnapshotRecord)(nil),        // 5: muster.v1.SnapshotRecord
+	(*SnapshotHeader)(nil),        // 6: muster.v1.SnapshotHeader
+	(*SnapshotResource)(nil),      // 7: muster.v1.SnapshotResource
+	(*SnapshotRevision)(nil),      // 8: muster.v1.SnapshotRevision
+	(*SnapshotRequest)(nil),       // 9: muster.v1.SnapshotRequest
+	(*SnapshotTrailer)(nil),       // 10: muster.v1.SnapshotTrailer
+	(*timestamppb.Timestamp)(nil), // 11: google.protobuf.Timestamp
+	(*Group)(nil),                 // 12: muster.v1.Group
+	(*Change)(nil),                // 13: muster.v1.Change
+	(*StoredResource)(nil),        // 14: muster.v1.StoredResource
+	(*ResourceKey)(nil),           // 15: muster.v1.ResourceKey
+	(*Revision)(nil),              // 16: muster.v1.Revision
 }
 var file_muster_v1_command_proto_depIdxs = []int32{
-	10, // 0: muster.v1.Command.time:type_name -> google.protobuf.Timestamp
-	11, // 1: muster.v1.Command.create_group:type_name -> muster.v1.Group
-	11, // 2: muster.v1.Command.update_group:type_name -> muster.v1.Group
-	1,  // 3: muster.v1.Command.delete_group:type_name -> muster.v1.DeleteGroupCommand
-	2,  // 4: muster.v1.Command.commit:type_name -> muster.v1.CommitCommand
-	3,  // 5: muster.v1.Command.raise_epoch:type_name -> muster.v1.RaiseEpochCommand
-	12, // 6: muster.v1.CommitCommand.changes:type_name -> muster.v1.Change
-	5,  // 7: muster.v1.SnapshotRecord.header:type_name -> muster.v1.SnapshotHeader
-	11, // 8: muster.v1.SnapshotRecord.group:type_name -> muster.v1.Group
-	6,  // 9: muster.v1.SnapshotRecord.resource:type_name -> muster.v1.SnapshotResource
-	7,  // 10: muster.v1.SnapshotRecord.revision:type_name -> muster.v1.SnapshotRevision
-	8,  // 11: muster.v1.SnapshotRecord.request:type_name -> muster.v1.SnapshotRequest
-	9,  // 12: muster.v1.SnapshotRecord.trailer:type_name -> muster.v1.SnapshotTrailer
-	13, // 13: muster.v1.SnapshotResource.stored:type_name -> muster.v1.StoredResource
-	14, // 14: muster.v1.SnapshotResource.key:type_name -> muster.v1.ResourceKey
-	15, // 15: muster.v1.SnapshotRevision.revision:type_name -> muster.v1.Revision
-	16, // [16:16] is the sub-list for method output_type
-	16, // [16:16] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	11, // 0: muster.v1.Command.time:type_name -> google.protobuf.Timestamp
+	12, // 1: muster.v1.Command.create_group:type_name -> muster.v1.Group
+	12, // 2: muster.v1.Command.update_group:type_name -> muster.v1.Group
+	2,  // 3: muster.v1.Command.delete_group:type_name -> muster.v1.DeleteGroupCommand
+	3,  // 4: muster.v1.Command.commit:type_name -> muster.v1.CommitCommand
+	4,  // 5: muster.v1.Command.raise_epoch:type_name -> muster.v1.RaiseEpochCommand
+	1,  // 6: muster.v1.Command.change_group:type_name -> muster.v1.ChangeGroupCommand
+	12, // 7: muster.v1.ChangeGroupCommand.group:type_name -> muster.v1.Group
+	13, // 8: muster.v1.CommitCommand.changes:type_name -> muster.v1.Change
+	6,  // 9: muster.v1.SnapshotRecord.header:type_name -> muster.v1.SnapshotHeader
+	12, // 10: muster.v1.SnapshotRecord.group:type_name -> muster.v1.Group
+	7,  // 11: muster.v1.SnapshotRecord.resource:type_name -> muster.v1.SnapshotResource
+	8,  // 12: muster.v1.SnapshotRecord.revision:type_name -> muster.v1.SnapshotRevision
+	9,  // 13: muster.v1.SnapshotRecord.request:type_name -> muster.v1.SnapshotRequest
+	10, // 14: muster.v1.SnapshotRecord.trailer:type_name -> muster.v1.SnapshotTrailer
+	14, // 15: muster.v1.SnapshotResource.stored:type_name -> muster.v1.StoredResource
+	15, // 16: muster.v1.SnapshotResource.key:type_name -> muster.v1.ResourceKey
+	16, // 17: muster.v1.SnapshotRevision.revision:type_name -> muster.v1.Revision
+	18, // [18:18] is the sub-list for method output_type
+	18, // [18:18] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_muster_v1_command_proto_init() }
@@ -919,9 +999,10 @@ func file_muster_v1_command_proto_init() {
 		(*Command_DeleteGroup)(nil),
 		(*Command_Commit)(nil),
 		(*Command_RaiseEpoch)(nil),
+		(*Command_ChangeGroup)(nil),
 	}
-	file_muster_v1_command_proto_msgTypes[2].OneofWrappers = []any{}
-	file_muster_v1_command_proto_msgTypes[4].OneofWrappers = []any{
+	file_muster_v1_command_proto_msgTypes[3].OneofWrappers = []any{}
+	file_muster_v1_command_proto_msgTypes[5].OneofWrappers = []any{
 		(*SnapshotRecord_Header)(nil),
 		(*SnapshotRecord_Group)(nil),
 		(*SnapshotRecord_Resource)(nil),
@@ -935,7 +1016,7 @@ func file_muster_v1_command_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_muster_v1_command_proto_rawDesc), len(file_muster_v1_command_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   10,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
