@@ -17,7 +17,9 @@ func CutAtExpiry(creds credentials.TransportCredentials) credentials.TransportCr
 	return expiring{creds}
 }
 
-type expiring struct{ credentials.TransportCredentials }
+type expiring struct {
+	credentials.TransportCredentials
+}
 
 // ServerHandshake implements credentials.TransportCredentials.
 func (e expiring) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
