@@ -64,8 +64,8 @@ envoy: $(foreach v,$(ENVOY_VERSIONS),.tmp/envoy/$(v)/envoy) ## Install the Envoy
 	$@ --version
 
 .PHONY: bench
-bench: ## Measure against the floor and go-control-plane, and write docs/benchmarks.md.
-	$(GO) -C bench run . run -tls both -out $(CURDIR)/docs/benchmarks.md
+bench: .tmp/envoy/$(firstword $(ENVOY_VERSIONS))/envoy ## Measure against the floor and go-control-plane, and write docs/benchmarks.md.
+	$(GO) -C bench run . run -tls both -envoy $(CURDIR)/$< -out $(CURDIR)/docs/benchmarks.md
 
 .PHONY: bench-smoke
 bench-smoke: ## Measure in small and fail when a ratio is far off; for CI.

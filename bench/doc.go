@@ -11,4 +11,8 @@
 //	go run . run                # all scenarios, table to standard output
 //	go run . run -only B1,B3    # some
 //	go run . run -smoke         # small sizes, gates on ratios, for CI
+//	go run . run -only B16 -envoy PATH
+//
+// B16 runs Envoys against muster's xDS server, and the memory of a group is measured
+// in a process that holds nothing else.
 package main

@@ -31,7 +31,7 @@ func run(args []string) int {
 	switch args[0] {
 	case "run":
 		err = runCommand(ctx, args[1:])
-	case "serve", "load":
+	case "serve", "load", "memory":
 		err = processCommand(ctx, args[0], args[1:])
 	default:
 		err = fmt.Errorf("unknown command %q: want run", args[0])
@@ -49,6 +49,7 @@ func runCommand(ctx context.Context, args []string) error {
 	smoke := fs.Bool("smoke", false, "small sizes; exit 1 when a ratio is off by more than the slack")
 	samples := fs.Int("samples", 9, "samples of each measurement")
 	out := fs.String("out", "", "also write the table to this file")
+	envoy := fs.String("envoy", "", "an Envoy 1.40 binary, for B16; without it B16 is left out")
 	tlsModes := fs.String("tls", "plain", "plain, mtls or both")
 	if err := fs.Parse(args); err != nil {
 		return err
@@ -67,7 +68,7 @@ func runCommand(ctx context.Context, args []string) error {
 		if *tlsModes != "both" && *tlsModes != mode {
 			continue
 		}
-		r := &runner{smoke: *smoke, tls: mode == "mtls", samples: *samples, report: &report{}}
+		r := &runner{smoke: *smoke, tls: mode == "mtls", samples: *samples, envoy: *envoy, report: &report{}}
 		all = errors.Join(all, r.run(ctx, names))
 		r.report.write(&text, fmt.Sprintf("%s, %d samples", map[string]string{"plain": "plaintext loopback", "mtls": "mutual TLS 1.3 on loopback"}[mode], *samples))
 		text.WriteString("\n")
@@ -91,8 +92,9 @@ alive together and their samples interleave, so ratios hold where absolute times
 The floor is bare grpc-go that streams the same bytes, encoded beforehand, and does nothing
 else; the peer is go-control-plane, the better of LinearCache and SnapshotCache in B1 and
 B3, else LinearCache. Cells are medians with the range. At the end of each scenario every
-stream must hold exactly what its server holds. Not measured here: B11, which is
-"go test -bench ." in server/compile, and B16 (Envoy's CPU per request).
+stream must hold exactly what its server holds. B16 and the memory of a group have nothing
+to do with TLS and are measured once. Not measured here: B11, which is "go test -bench ."
+in server/compile.
 
 `
 
@@ -102,6 +104,7 @@ func processCommand(ctx context.Context, what string, args []string) error {
 	addr := fs.String("addr", "", "")
 	streams := fs.Int("streams", 1, "")
 	resources := fs.Int("resources", 1, "")
+	revisions := fs.Int("revisions", 0, "")
 	withTLS := fs.Bool("tls", false, "")
 	if err := fs.Parse(args); err != nil {
 		return err
@@ -112,6 +115,9 @@ func processCommand(ctx context.Context, what string, args []string) error {
 		if server, client, err = testTLS(); err != nil {
 			return err
 		}
+	}
+	if what == "memory" {
+		return answer(func(request) (reply, error) { return memoryProcess(*resources, *revisions) })
 	}
 	if what == "serve" {
 		return serveProcess(*armName, *resources, server)

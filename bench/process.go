@@ -44,6 +44,8 @@ type reply struct {
 	Count   int64   `json:"count,omitempty"`
 	Pushes  int64   `json:"pushes,omitempty"`
 	Streams int     `json:"streams,omitempty"`
+
+	Heap []holder `json:"heap,omitempty"`
 }
 
 // child is one process of a scenario.

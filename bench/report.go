@@ -14,6 +14,7 @@ import (
 type report struct {
 	rows  []row
 	gates []gate
+	heap  []holder // of the group whose memory is stated
 }
 
 type row struct {
@@ -81,6 +82,18 @@ func (r *report) write(w io.Writer, how string) {
 			held = "**no**"
 		}
 		fmt.Fprintf(w, "| %s | %s | %s %s | %s |\n", g.what, number(g.got), sign, number(g.limit), held)
+	}
+	r.writeHeap(w)
+}
+
+// writeHeap lists which packages hold the memory of a group.
+func (r *report) writeHeap(w io.Writer) {
+	if len(r.heap) == 0 {
+		return
+	}
+	fmt.Fprint(w, "\nThe heap of the group whose memory is stated, by the package that asked for it:\n\n| package | MB in use |\n| --- | --- |\n")
+	for _, h := range r.heap {
+		fmt.Fprintf(w, "| `%s` | %s |\n", h.Package, number(float64(h.Bytes)/(1<<20)))
 	}
 }
 

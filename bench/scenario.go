@@ -15,6 +15,7 @@ type runner struct {
 	smoke   bool
 	tls     bool
 	samples int
+	envoy   string // a binary, for B16
 	report  *report
 }
 
@@ -472,7 +473,12 @@ func (r *runner) run(ctx context.Context, only []string) error {
 		{[]string{"B7"}, r.reconnect},
 		{[]string{"B10"}, r.churn},
 		{[]string{"B14"}, r.slowReader},
+		{[]string{"B16"}, r.routing},
+		{[]string{"memory"}, r.groupMemory},
 	} {
+		if r.tls && (s.names[0] == "B16" || s.names[0] == "memory") {
+			continue // the same as in plaintext
+		}
 		if len(only) > 0 && !slices.ContainsFunc(s.names, func(n string) bool { return slices.Contains(only, n) }) {
 			continue
 		}
