@@ -9,6 +9,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	musterv1 "github.com/musterhq/muster/proto/muster/v1"
 
@@ -224,6 +225,34 @@ func (c *carriers) find(name string) (id string, found, told bool) {
 	}
 	return "", false, c.told
 }
+
+// await is find once the group is served, or ctx has ended. A group that is not
+// carried is not waited for.
+func (c *carriers) await(ctx context.Context, name string) (id string, found, told bool) {
+	poll := time.NewTicker(awaitPoll)
+	defer poll.Stop()
+	for {
+		id, found, told = c.find(name)
+		if told && !found {
+			return id, found, told
+		}
+		if found {
+			c.mu.Lock()
+			served := c.groups[id].served.Load() != nil
+			c.mu.Unlock()
+			if served {
+				return id, found, told
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return id, found, told
+		case <-poll.C:
+		}
+	}
+}
+
+const awaitPoll = 10 * time.Millisecond
 
 // Groups implements downstream.Groups.
 func (c *carriers) Groups() ([]*musterv1.RelayedGroup, error) {

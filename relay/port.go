@@ -87,7 +87,11 @@ func (r *Relay) authorize(ctx context.Context, node *corev3.Node) (string, error
 	if err != nil {
 		return "", err
 	}
-	id, found, told := r.carriers.find(name)
+	// What the upstream is about to bring comes within milliseconds: waiting that
+	// long beats sending the data plane away into its back-off.
+	wait, cancel := context.WithTimeout(ctx, firstPublication)
+	defer cancel()
+	id, found, told := r.carriers.await(wait, name)
 	switch {
 	case found:
 		return id, nil
@@ -96,6 +100,10 @@ func (r *Relay) authorize(ctx context.Context, node *corev3.Node) (string, error
 	}
 	return "", status.Errorf(codes.NotFound, "this relay carries no group %q", name)
 }
+
+// firstPublication is how long a data plane may wait for its group to be served
+// for the first time.
+const firstPublication = 2 * time.Second
 
 func (r *Relay) planes() auth.DataPlanes {
 	return auth.DataPlanes{TrustDomain: r.cfg.TrustDomain, Plaintext: r.certs == nil}

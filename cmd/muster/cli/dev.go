@@ -15,7 +15,7 @@ import (
 
 func (a *app) devCommand() *cobra.Command {
 	var cfg dev.Config
-	var servers, gateways, offset int
+	var servers, relays, gateways, offset int
 	var level string
 	cmd := &cobra.Command{
 		Use:   "dev",
@@ -30,12 +30,14 @@ a place to kill the leader and watch.`,
 		Example: `  muster dev
   muster dev --gateways 3
   muster dev --servers 3
+  muster dev --relays 2 --gateways 4
   muster dev --gateways 0 --listen-offset 100 --data-dir /tmp/second`,
 		Args: noArgs,
 	}
 	fl := cmd.Flags()
 	fl.StringVar(&cfg.DataDir, "data-dir", "", "directory to keep everything in (default: muster/dev in the user's cache directory)")
 	fl.IntVar(&servers, "servers", 1, "servers to run; more than one run in processes of their own")
+	fl.IntVar(&relays, "relays", 0, "relays to run between the servers and the gateways")
 	fl.IntVar(&gateways, "gateways", 1, "embedded gateways to run; 0 for none")
 	fl.StringVar(&cfg.APIKey, "api-key", "", "key of the admin API (default: made once and kept in the data directory)")
 	fl.IntVar(&offset, "listen-offset", 0, "number added to every port, so that several can run side by side")
@@ -46,7 +48,7 @@ a place to kill the leader and watch.`,
 		if cfg.Logger, err = newLogger(a.env.Stderr, level, "text"); err != nil {
 			return err
 		}
-		if err := cfg.Addresses(offset, servers, gateways); err != nil {
+		if err := cfg.Addresses(offset, servers, relays, gateways); err != nil {
 			return usagef("%s", err)
 		}
 		if cfg.DataDir == "" {
@@ -97,6 +99,9 @@ func (a *app) devBanner(i dev.Info) {
 	t := &table{}
 	t.row("  admin API", strings.Join(i.AdminAddrs, "   "))
 	t.row("  xDS", strings.Join(i.XDSAddrs, "   "))
+	for n, addr := range i.Relays {
+		t.row("  relay-"+strconv.Itoa(n+1), addr)
+	}
 	for _, g := range i.Gateways {
 		t.row("  "+g.ID, "http://"+g.HTTP+"   https://"+g.HTTPS+"   http://"+g.Status+"/status")
 	}

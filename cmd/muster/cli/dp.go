@@ -2,12 +2,14 @@ package cli
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
 	musterv1 "github.com/musterhq/muster/proto/muster/v1"
 	"github.com/musterhq/muster/resource"
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/durationpb"
 )
 
 func (a *app) dpCommand() *cobra.Command {
@@ -58,6 +60,9 @@ what the data plane said.`,
 		}
 		return a.print(messages(dps), func(t *table) {
 			a.dataPlaneTable(t, dps)
+			if len(args) == 0 {
+				a.relayTable(t, resp.GetRelays(), resp.GetGroupRevision())
+			}
 			for _, dp := range dps {
 				a.dataPlaneDetails(t, dp, types)
 			}
@@ -67,12 +72,15 @@ what the data plane said.`,
 }
 
 func (a *app) dataPlaneTable(t *table, dps []*musterv1.DataPlane) {
-	t.header("ID", t.paint(plain, "STATE"), "REVISION", "LAG", "AGENT", "PROTOCOL", "ADDRESS", "LAST SEEN")
+	// Where nothing hangs on a relay there is no column for it.
+	via := slices.ContainsFunc(dps, func(dp *musterv1.DataPlane) bool { return dp.GetRelay() != "" })
+	header := []string{"ID", t.paint(plain, "STATE"), "REVISION", "LAG", "AGENT", "PROTOCOL", "ADDRESS", "LAST SEEN"}
+	if via {
+		header = append(header, "RELAY")
+	}
+	t.header(header...)
 	for _, dp := range dps {
-		lag := "-"
-		if dp.GetLag() != nil && dp.GetLag().AsDuration() > 0 {
-			lag = shortDuration(dp.GetLag().AsDuration())
-		}
+		lag := lagOf(dp.GetLag())
 		revision := rev(dp.GetRevision())
 		if dp.GetRevision() != dp.GetGroupRevision() {
 			revision += "/" + strconv.FormatUint(dp.GetGroupRevision(), 10)
@@ -81,8 +89,55 @@ func (a *app) dataPlaneTable(t *table, dps []*musterv1.DataPlane) {
 		if dp.GetState() != musterv1.DataPlaneState_DATA_PLANE_STATE_OFFLINE {
 			seen = "now"
 		}
-		t.row(dp.GetId(), t.paint(stateColour(dp.GetState()), short(dp.GetState())), revision, lag,
-			orDash(dp.GetUserAgent()), orDash(dp.GetProtocol()), orDash(dp.GetAddress()), seen)
+		row := []string{dp.GetId(), t.paint(stateColour(dp.GetState()), short(dp.GetState())), revision, lag,
+			orDash(dp.GetUserAgent()), orDash(dp.GetProtocol()), orDash(dp.GetAddress()), seen}
+		if via {
+			row = append(row, orDash(wayOf(dp)))
+		}
+		t.row(row...)
+	}
+}
+
+func lagOf(d *durationpb.Duration) string {
+	if d == nil || d.AsDuration() <= 0 {
+		return "-"
+	}
+	return shortDuration(d.AsDuration())
+}
+
+// wayOf names the relays between the server and the data plane.
+func wayOf(dp *musterv1.DataPlane) string {
+	var way []string
+	for _, h := range dp.GetHops() {
+		way = append(way, h.GetRelay())
+	}
+	return strings.Join(way, " > ")
+}
+
+// relayTable shows the relays that carry the group, where there are any.
+func (a *app) relayTable(t *table, relays []*musterv1.Relay, current uint64) {
+	if len(relays) == 0 {
+		return
+	}
+	t.text("")
+	t.header("RELAY", t.paint(plain, "STATE"), "REVISION", "LAG", "BELOW", "DATA PLANES", "VERSION", "ADDRESS", "LAST SEEN")
+	for _, r := range relays {
+		state, colour, seen := "CONNECTED", green, "now"
+		if !r.GetConnected() {
+			state, colour, seen = "OFFLINE", plain, a.ago(r.GetLastSeen())
+		} else if r.GetServedRevision() != current {
+			state, colour = "STALE", yellow
+		}
+		revision := rev(r.GetServedRevision())
+		if r.GetServedRevision() != current {
+			revision += "/" + strconv.FormatUint(current, 10)
+		}
+		below := r.GetRelay()
+		if below == "" {
+			below = r.GetServer()
+		}
+		t.row(r.GetId(), t.paint(colour, state), revision, lagOf(r.GetLag()), orDash(below),
+			strconv.FormatUint(uint64(r.GetDataPlanes()), 10), orDash(r.GetVersion()), orDash(r.GetAddress()), seen)
 	}
 }
 

@@ -4,7 +4,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
-	"net"
 	"os"
 
 	"github.com/musterhq/muster/cmd/muster/bootstrap"
@@ -15,7 +14,7 @@ import (
 func (a *app) gatewayCommand() *cobra.Command {
 	var cfg gateway.Config
 	var files bootstrap.TLS
-	var level, format string
+	var keyFile, level, format string
 	cmd := &cobra.Command{
 		Use:   "gateway",
 		Short: "Run the embedded gateway as a data plane of a group",
@@ -34,6 +33,7 @@ good configuration when no server answers.`,
 	fl.StringVar(&cfg.HTTPSAddr, "https-addr", "0.0.0.0:9443", "where to serve HTTPS; empty serves none")
 	fl.StringVar(&cfg.StatusAddr, "status-addr", "127.0.0.1:7085", "where to serve /status; empty serves none")
 	fl.StringVar(&cfg.CacheDir, "cache-dir", "", "directory for the last good configuration; empty keeps none")
+	fl.StringVar(&keyFile, "cache-key-file", "", "file of a key that encrypts what is in --cache-dir (or the key itself in MUSTER_CACHE_KEY)")
 	fl.StringVar(&files.CAFile, "xds-ca-file", "", "PEM file that verifies the servers")
 	fl.StringVar(&files.CertFile, "xds-cert-file", "", "PEM file of the data plane's certificate")
 	fl.StringVar(&files.KeyFile, "xds-key-file", "", "PEM file of the data plane's key")
@@ -54,19 +54,11 @@ good configuration when no server answers.`,
 		if cfg.Logger, err = newLogger(a.env.Stderr, level, format); err != nil {
 			return err
 		}
-		if cfg.TLS, err = a.dataPlaneTLS(files); err != nil {
+		if cfg.TLS, cfg.Insecure, err = a.upstreamTLS(files, "xds", cfg.Servers, a.insecure); err != nil {
 			return err
 		}
-		if cfg.TLS == nil {
-			for _, s := range cfg.Servers {
-				if host, _, _ := net.SplitHostPort(s); !loopback(host) && !a.insecure {
-					return &usageError{
-						err: fmt.Errorf("%s would be asked in plaintext", s),
-						try: "--xds-ca-file, --xds-cert-file and --xds-key-file; or --insecure if you mean it",
-					}
-				}
-			}
-			cfg.Insecure = true
+		if cfg.CacheKey, err = a.cacheKey(keyFile); err != nil {
+			return err
 		}
 		g, err := gateway.New(cfg)
 		if err != nil {
@@ -81,18 +73,19 @@ good configuration when no server answers.`,
 	return cmd
 }
 
-// dataPlaneTLS reads a data plane's certificate; nil when no file is named.
-func (a *app) dataPlaneTLS(f bootstrap.TLS) (*tls.Config, error) {
+// dataPlaneTLSFor reads a data plane's or relay's certificate; nil when no file is
+// named. prefix begins the names of the flags.
+func (a *app) dataPlaneTLSFor(f bootstrap.TLS, prefix string) (*tls.Config, error) {
 	if f == (bootstrap.TLS{}) {
 		return nil, nil
 	}
 	if f.CAFile == "" || f.CertFile == "" || f.KeyFile == "" {
-		return nil, usagef("--xds-ca-file, --xds-cert-file and --xds-key-file belong together")
+		return nil, usagef("--%s-ca-file, --%[1]s-cert-file and --%[1]s-key-file belong together", prefix)
 	}
 	certFile, keyFile := a.env.path(f.CertFile), a.env.path(f.KeyFile)
 	pem, err := os.ReadFile(a.env.path(f.CAFile))
 	if err != nil {
-		return nil, fmt.Errorf("read --xds-ca-file: %w", err)
+		return nil, fmt.Errorf("read --%s-ca-file: %w", prefix, err)
 	}
 	roots := x509.NewCertPool()
 	if !roots.AppendCertsFromPEM(pem) {

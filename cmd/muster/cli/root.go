@@ -77,7 +77,7 @@ Start here:  muster dev`,
 			root.AddCommand(c)
 		}
 	}
-	add("run", a.devCommand(), a.serverCommand(), a.gatewayCommand(), a.configCommand())
+	add("run", a.devCommand(), a.serverCommand(), a.relayCommand(), a.agentCommand(), a.gatewayCommand(), a.configCommand())
 	add("config", a.groupCommand(), a.applyCommand(), a.syncCommand(), a.diffCommand(), a.getCommand(), a.dumpCommand(), a.deleteCommand(), a.historyCommand(), a.rollbackCommand())
 	add("fleet", a.dpCommand(), a.waitCommand(), a.bootstrapCommand())
 	add("cluster", a.clusterCommand(), a.snapshotCommand())

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"crypto/ed25519"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -8,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/musterhq/muster/manifest"
 	"github.com/musterhq/muster/raftstore"
 	"github.com/musterhq/muster/server"
 	"github.com/musterhq/muster/server/auth"
@@ -48,6 +50,7 @@ func serverSettings() []setting {
 		{key: "raft_tls_key_file", help: "PEM key of this server among the others"},
 		{key: "raft_tls_ca_file", help: "PEM CAs that the other servers' certificates must chain to"},
 		{key: "trust_domain", help: "SPIFFE trust domain of data planes' certificates"},
+		{key: "manifest_key_file", help: "PEM file of the Ed25519 key that signs each revision for relays, the same on all servers; empty signs nothing"},
 		{key: "insecure", help: "allow plaintext, on loopback addresses", fallback: "false", kind: boolSetting},
 
 		duration("promote_after", store.Autopilot.Stabilize, "how long a joined server must keep up before it gets a vote"),
@@ -128,7 +131,12 @@ func (a *app) serverConfig(v settingValues) (server.Config, error) {
 	if secret != "" {
 		a.say("The first API key, shown once and kept only as a hash in %s:\n  %s", keysFile, secret)
 	}
+	manifestKey, err := a.manifestKey(a.file(v, "manifest_key_file"))
+	if err != nil {
+		return server.Config{}, err
+	}
 	return server.Config{
+		ManifestKey:   manifestKey,
 		ServerID:      v["server_id"],
 		DataDir:       dir,
 		Version:       readBuildVersion().Version,
@@ -186,6 +194,22 @@ func (a *app) serverConfig(v settingValues) (server.Config, error) {
 		ShutdownGrace: v.duration("shutdown_grace"),
 		Logger:        logger,
 	}, nil
+}
+
+// manifestKey reads the key that signs revisions; nil when no file is named.
+func (a *app) manifestKey(file string) (ed25519.PrivateKey, error) {
+	if file == "" {
+		return nil, nil
+	}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("read the manifest key: %w", err)
+	}
+	key, err := manifest.ParsePrivateKey(text)
+	if err != nil {
+		return nil, usagef("%s: %s", file, err)
+	}
+	return key, nil
 }
 
 // file is where the file lies that a setting names; empty stays empty.

@@ -19,6 +19,7 @@ const (
 	statusPort = 7085
 	echoPort   = 7180
 	raftPort   = 7100
+	relayPort  = 7960
 )
 
 // Config says what to run.
@@ -40,6 +41,9 @@ type Config struct {
 	ServerLogLevel string
 	// Program is what is run as them. Default: this program.
 	Program string
+	// Relays are where the relays to run listen. With any, the gateways hang on them
+	// in turn.
+	Relays []string
 	// Gateways are the embedded gateways to run.
 	Gateways []GatewayAddrs
 	// FreeHTTPPort and FreeHTTPSPort go into Info as they are.
@@ -63,7 +67,9 @@ type Info struct {
 	// AdminAddrs and XDSAddrs have an entry for each server.
 	AdminAddrs, XDSAddrs []string
 	EchoAddr             string
-	Gateways             []GatewayInfo
+	// Relays are the addresses of relay-1 and so on.
+	Relays   []string
+	Gateways []GatewayInfo
 	// Group is the group that the gateways belong to; GroupIsNew says that this
 	// run made it.
 	Group      string
@@ -83,14 +89,17 @@ type GatewayInfo struct {
 }
 
 // Addresses fills in the known ports, each plus offset. The second gateway gets
-// the first's plus one, and so on, as do servers. One server runs in this
+// the first's plus one, and so on, as do servers and relays. One server runs in this
 // process, more run in processes of their own.
-func (c *Config) Addresses(offset, servers, gateways int) error {
+func (c *Config) Addresses(offset, servers, relays, gateways int) error {
 	if gateways < 0 || gateways > 100 {
 		return errors.New("the number of gateways must be 0 to 100")
 	}
 	if servers < 1 || servers > 9 {
 		return errors.New("the number of servers must be 1 to 9")
+	}
+	if relays < 0 || relays > 20 {
+		return errors.New("the number of relays must be 0 to 20")
 	}
 	at := func(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port+offset)) }
 	if offset < 0 || httpsPort+offset+gateways >= 65535 {
@@ -98,7 +107,10 @@ func (c *Config) Addresses(offset, servers, gateways int) error {
 	}
 	c.AdminAddr, c.XDSAddr, c.EchoAddr = at(adminPort), at(xdsPort), at(echoPort)
 	c.FreeHTTPPort, c.FreeHTTPSPort = httpPort+offset+gateways, httpsPort+offset+gateways
-	c.Servers, c.Gateways = nil, nil
+	c.Servers, c.Relays, c.Gateways = nil, nil, nil
+	for i := range relays {
+		c.Relays = append(c.Relays, at(relayPort+i))
+	}
 	if servers > 1 {
 		for i := range servers {
 			c.Servers = append(c.Servers, ServerAddrs{Admin: at(adminPort + i), XDS: at(xdsPort + i), Raft: at(raftPort + i)})

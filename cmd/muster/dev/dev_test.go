@@ -226,7 +226,7 @@ func TestAnInterruptWhileStartingIsNotAFailure(t *testing.T) {
 
 func TestEachOffsetAndEachGatewayHasPortsOfItsOwn(t *testing.T) {
 	var cfg Config
-	if err := cfg.Addresses(100, 3, 3); err != nil {
+	if err := cfg.Addresses(100, 3, 0, 3); err != nil {
 		t.Fatal(err)
 	}
 	if cfg.AdminAddr != "127.0.0.1:7543" || cfg.XDSAddr != "127.0.0.1:8043" {
@@ -239,7 +239,7 @@ func TestEachOffsetAndEachGatewayHasPortsOfItsOwn(t *testing.T) {
 		t.Errorf("servers %+v, want %+v last", cfg.Servers, want)
 	}
 	for _, bad := range [][3]int{{-1, 1, 1}, {0, 1, -1}, {0, 1, 101}, {56093, 1, 1}, {0, 0, 1}, {0, 10, 1}} {
-		if err := cfg.Addresses(bad[0], bad[1], bad[2]); err == nil {
+		if err := cfg.Addresses(bad[0], bad[1], 0, bad[2]); err == nil {
 			t.Errorf("offset %d with %d servers and %d gateways was accepted", bad[0], bad[1], bad[2])
 		}
 	}

@@ -110,6 +110,9 @@ func (p *process) run(ctx context.Context, cfg Config) error {
 		return err
 	}
 	close(settled)
+	if err := p.startRelays(ctx, cfg, &info); err != nil {
+		return err
+	}
 	if err := p.startGateways(ctx, cfg, client, &info); err != nil {
 		return err
 	}
@@ -172,21 +175,18 @@ func prepare(ctx context.Context, client *api, info *Info) error {
 
 func (p *process) startGateways(ctx context.Context, cfg Config, client *api, info *Info) error {
 	var gateways []*gateway.Gateway
-	dir := cfg.DataDir
-	if len(cfg.Servers) > 0 {
-		dir = clusterDir(dir)
-	}
 	for i, addrs := range cfg.Gateways {
 		id := fmt.Sprintf("gateway-%d", i+1)
 		g, err := gateway.New(gateway.Config{
 			HTTPAddr:   addrs.HTTP,
 			HTTPSAddr:  addrs.HTTPS,
 			StatusAddr: addrs.Status,
-			Servers:    info.XDSAddrs,
+			Servers:    upstreamOf(info, i),
+			Order:      orderOf(info),
 			Group:      group,
 			NodeID:     id,
 			Insecure:   true,
-			CacheDir:   filepath.Join(dir, id),
+			CacheDir:   filepath.Join(dataDir(cfg), id),
 			Logger:     cfg.Logger,
 			Version:    cfg.Version,
 		})
