@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/musterhq/muster/dataplane"
 	musterv1 "github.com/musterhq/muster/proto/muster/v1"
 )
@@ -26,7 +28,7 @@ func TestADataPlaneSeesThroughARelayWhatItWouldSeeAtTheServer(t *testing.T) {
 	for _, p := range []*plane{direct, one, two} {
 		eventually(t, "the data plane is at the newest revision", p.at(rev))
 		if got, want := text(p.State()), text(direct.State()); got != want {
-			t.Errorf("through a relay:\n%s\nat the server:\n%s", got, want)
+			t.Errorf("through a relay (-) and at the server (+):\n%s", cmp.Diff(strings.Split(got, "\n"), strings.Split(want, "\n")))
 		}
 	}
 	if strings.Contains(text(two.State()), "s4.example.com") {

@@ -92,11 +92,15 @@ func (s *Snapshot) gatherRelayed() *Set {
 				rev := revOf(key)
 				e.gone.Insert([]byte(name), rev)
 				e.byRev.Insert(revKey(rev, name), change{name: name})
-			case c.resource.view == view && c.resource.untouched != nil:
-				// Relays are told of removals by their digest, and touch by themselves.
-				put(relayedResource(c.resource.untouched))
 			case c.resource.view == view:
 				put(relayedResource(c.resource))
+			case c.resource.untouched != nil:
+				// One of all views shows a removal from this one.
+				r := relayedResource(c.resource)
+				if before, ok := e.byName.Get([]byte(r.Name)); ok && before.SameContent(r) && before.Rev < r.Rev {
+					e.forget(before)
+					put(r)
+				}
 			}
 		}
 	}
@@ -121,7 +125,7 @@ func relayedResource(r *Resource) *Resource {
 	head = appendString(head, resourceName, name)
 	return &Resource{
 		Name: name, TypeURL: RelayType, Version: r.Version, Rev: r.Rev,
-		head: head, Encoded: r.Encoded[len(r.Encoded)-sizeOf(resourceResource, r.anyLen):], Body: r.Body, Origins: r.Origins,
+		head: head, passed: true, Encoded: r.Encoded[len(r.Encoded)-sizeOf(resourceResource, r.anyLen):], Body: r.Body, Origins: r.Origins,
 		anyLen: r.anyLen, view: r.view, content: r.content,
 		print:  printOfName(name, r.content),
 		digest: digestOf(name, r.content),
@@ -130,7 +134,7 @@ func relayedResource(r *Resource) *Resource {
 
 // nextRelayed derives the set of RelayType from that of the snapshot before,
 // where that was made.
-func (s *Snapshot) nextRelayed(before *relayed, upsert []*Resource, remove []compile.Key) {
+func (s *Snapshot) nextRelayed(before *relayed, upsert []Upsert, touched []*Resource, remove []compile.Key) {
 	before.mu.Lock()
 	from := before.made
 	before.mu.Unlock()
@@ -143,7 +147,23 @@ func (s *Snapshot) nextRelayed(before *relayed, upsert []*Resource, remove []com
 			e.remove(relayName(view, k))
 		}
 	}
-	for _, r := range upsert {
+	for _, u := range upsert {
+		k := s.types[u.TypeURL]
+		if k == nil {
+			continue
+		}
+		// As the type's set has it: what did not change keeps its version.
+		r, ok := k.view(u.View).Get(u.Name)
+		if !ok || r.view != u.View {
+			continue
+		}
+		// One that shows a removal from another view's set is left so.
+		next := relayedResource(r)
+		if before, ok := e.byName.Get([]byte(next.Name)); !ok || !before.SameContent(next) {
+			e.put(next)
+		}
+	}
+	for _, r := range touched {
 		e.put(relayedResource(r))
 	}
 	s.relayed.made = from

@@ -29,6 +29,7 @@ type Resource struct {
 	Origins []resource.Key
 
 	head    []byte // goes before Encoded
+	passed  bool   // the version came with it
 	anyLen  int    // the Any is the last anyLen bytes of Encoded
 	view    compile.View
 	content string // the content part of Version

@@ -284,7 +284,13 @@ func (e *edit) put(r *Resource) {
 	key := []byte(r.Name)
 	if before, ok := e.byName.Get(key); ok {
 		if before.view == r.view && before.SameContent(r) && bytes.Equal(before.Body, r.Body) {
-			return
+			if !r.passed || before.Version == r.Version {
+				return
+			}
+			// Upstream its version was moved on to show a removal.
+			if r.untouched = before; before.untouched != nil {
+				r.untouched = before.untouched
+			}
 		}
 		e.forget(before)
 	} else if rev, ok := e.gone.Delete(key); ok {
@@ -309,9 +315,9 @@ const touched = 16
 // touch gives one resource the edit's version where nothing but removals would: what
 // a client holds must show that it is past them, or a server that is behind could
 // bring back what was removed. DESIGN.md tells more.
-func (e *edit) touch() {
+func (e *edit) touch() *Resource {
 	if !e.dirty || e.shown {
-		return
+		return nil
 	}
 	var least *Resource
 	it := e.byName.Root().Iterator()
@@ -323,7 +329,7 @@ func (e *edit) touch() {
 		_, r, ok = it.Next()
 	}
 	if least == nil {
-		return
+		return nil
 	}
 	version := string(append(e.to.append(nil), '.')) + least.content
 	e.forget(least)
@@ -332,6 +338,7 @@ func (e *edit) touch() {
 		r.untouched = least.untouched
 	}
 	e.insert(r)
+	return r
 }
 
 func (e *edit) remove(name string) {

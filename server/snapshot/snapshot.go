@@ -162,20 +162,23 @@ func (s *Snapshot) Apply(v Version, upsert []Upsert, remove []compile.Key) *Snap
 	for _, k := range remove {
 		at(k.TypeURL).remove(k.Name)
 	}
-	made := make([]*Resource, len(upsert))
-	for i, u := range upsert {
-		made[i] = newResource(u.TypeURL, u.Name, u.Version, v, u.Body, u.Origins, u.View)
-		at(u.TypeURL).put(made[i])
+	for _, u := range upsert {
+		r := newResource(u.TypeURL, u.Name, u.Version, v, u.Body, u.Origins, u.View)
+		r.passed = u.Version != ""
+		at(u.TypeURL).put(r)
 	}
-	n.nextRelayed(s.relayed, made, remove)
 	if len(edits) > 0 {
 		n.types = maps.Clone(s.types)
 	}
+	var touched []*Resource
 	for typeURL, e := range edits {
-		if k := e.commit(); k != nil {
+		k, t := e.commit()
+		if k != nil {
 			n.types[typeURL] = k
 		}
+		touched = append(touched, t...)
 	}
+	n.nextRelayed(s.relayed, upsert, touched, remove)
 	if n.types[compile.RouteConfigurationType] != s.types[compile.RouteConfigurationType] ||
 		n.types[compile.VirtualHostType] != s.types[compile.VirtualHostType] {
 		n.inline = &inline{}
@@ -324,12 +327,18 @@ func (e *kindEdit) remove(name string) {
 	}
 }
 
-// commit returns the edited kind, or nil when nothing changed.
-func (e *kindEdit) commit() *kind {
+// commit returns the edited kind, or nil when nothing changed, and the resources
+// whose versions were moved on to show removals.
+func (e *kindEdit) commit() (_ *kind, touched []*Resource) {
 	k := *e.kind
 	changed := false
+	touch := func(of *edit) {
+		if r := of.touch(); r != nil {
+			touched = append(touched, r)
+		}
+	}
 	if e.base != nil {
-		e.base.touch()
+		touch(e.base)
 		if set := e.base.commit(e.kind.base); set != nil {
 			k.base, changed = set, true
 		}
@@ -342,13 +351,13 @@ func (e *kindEdit) commit() *kind {
 		if e.split[view] {
 			before = e.kind.base
 		}
-		v.touch()
+		touch(v)
 		if set := v.commit(before); set != nil {
 			k.views[view], changed = set, true
 		}
 	}
 	if !changed {
-		return nil
+		return nil, nil
 	}
-	return &k
+	return &k, touched
 }
