@@ -32,6 +32,11 @@ type Process struct {
 	err    error
 }
 
+// Start runs the binary with arguments. The caller must Stop or Kill it.
+func Start(binary string, args ...string) (*Process, error) {
+	return startProcess(binary, nil, args...)
+}
+
 func startProcess(binary string, env []string, args ...string) (*Process, error) {
 	cmd := exec.Command(binary, args...)
 	cmd.Env = append(os.Environ(), env...)
