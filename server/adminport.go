@@ -44,6 +44,8 @@ func (s *Server) adminServer(checks *health.Server) *grpc.Server {
 	s.admin.Register(srv)
 	grpc_health_v1.RegisterHealthServer(srv, checks)
 	channelz.RegisterChannelzServiceToServer(srv)
+	// The interceptors stand before it, as before every service of this port.
+	s.xds.RegisterStatus(srv, func(context.Context) error { return nil })
 	// Last: it describes what is registered.
 	reflection.Register(srv)
 	return srv

@@ -52,6 +52,9 @@ func DefaultPolicy() Policy {
 	// Channelz shows addresses and traffic of every connection.
 	p.add("/grpc.channelz.v1.Channelz/", PermissionOperate,
 		"GetTopChannels", "GetServers", "GetServer", "GetServerSockets", "GetChannel", "GetSubchannel", "GetSocket")
+	// The client status service shows what data planes of every group were sent.
+	p.add("/envoy.service.status.v3.ClientStatusDiscoveryService/", PermissionOperate,
+		"FetchClientStatus", "StreamClientStatus")
 	return p
 }
 

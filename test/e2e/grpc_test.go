@@ -14,6 +14,8 @@ import (
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/types/known/structpb"
 
 	musterv1 "github.com/musterhq/muster/proto/muster/v1"
 	"github.com/musterhq/muster/test/e2e/grpcclient"
@@ -21,6 +23,17 @@ import (
 
 // followTimeout bounds how long a change may take to be seen in calls.
 const followTimeout = 20 * time.Second
+
+// mesh is the group of these tests.
+const mesh = "mesh"
+
+// newMesh starts a server with the group.
+func newMesh(t *testing.T) *site {
+	t.Helper()
+	s := newSite(t, 0)
+	s.group(t, mesh)
+	return s
+}
 
 // startHealth runs a gRPC server that names itself in every answer.
 func startHealth(t *testing.T, name string) *musterv1.Node {
@@ -71,7 +84,7 @@ func (s *site) startClient(t *testing.T, c grpcclient.Client, group, nodeID, tar
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg := grpcclient.Config{Bootstrap: bootstrap, Target: "xds:///" + target, Rate: 100, Timeout: 5 * time.Second, Dir: t.TempDir()}
+	cfg := grpcclient.Config{Bootstrap: bootstrap, Target: "xds:///" + target, Rate: 100, Timeout: 20 * time.Second, Dir: t.TempDir()}
 	if change != nil {
 		change(&cfg)
 	}
@@ -134,7 +147,7 @@ func eachClient(t *testing.T, f func(t *testing.T, s *site, c grpcclient.Client)
 	for _, c := range clients {
 		t.Run(c.Name, func(t *testing.T) {
 			t.Parallel()
-			f(t, newSite(t, 0), c)
+			f(t, newMesh(t), c)
 		})
 	}
 }
@@ -147,12 +160,12 @@ func TestGRPCClientsFollowEveryChange(t *testing.T) {
 		a, b := startHealth(t, "a"), startHealth(t, "b")
 		commit := func(changes ...*musterv1.Change) {
 			t.Helper()
-			if _, err := s.commit(ctx, "default", changes...); err != nil {
+			if _, err := s.commit(ctx, mesh, changes...); err != nil {
 				t.Fatal(err)
 			}
 		}
 		commit(grpcService("shop", a), routeOf("shop", "/*"))
-		run := s.startClient(t, c, "default", "shop-client", "shop", func(cfg *grpcclient.Config) { cfg.Header = "x-canary=yes" })
+		run := s.startClient(t, c, mesh, "shop-client", "shop", func(cfg *grpcclient.Config) { cfg.Header = "x-canary=yes" })
 		answered(t, run, 0, "a")
 		noneLost(t, run, 0, "first connect")
 
@@ -161,11 +174,28 @@ func TestGRPCClientsFollowEveryChange(t *testing.T) {
 		answered(t, run, mark, "b")
 		noneLost(t, run, mark, "change of endpoints")
 
-		t.Run("dp status tells of it", func(t *testing.T) {
-			if err := s.wait(ctx, "default", 0, 1); err != nil {
-				t.Error(err)
-			}
-		})
+		// A more specific route that asks for a header, with an upstream of its own.
+		canary := &musterv1.Route{
+			Id: "canary", ServiceId: "shop", Uris: []string{"/grpc.health.v1.Health/*"},
+			Vars: vars(t, `[["http_x_canary", "==", "yes"]]`), Upstream: grpcUpstream(a),
+		}
+		mark = run.Mark()
+		commit(route(canary))
+		answered(t, run, mark, "a")
+		noneLost(t, run, mark, "change of routes")
+		canary.Vars = vars(t, `[["http_x_canary", "~=", "yes"]]`)
+		mark = run.Mark()
+		commit(route(canary))
+		answered(t, run, mark, "b")
+		noneLost(t, run, mark, "change of a condition")
+
+		revision, err := s.commit(ctx, mesh, remove(musterv1.Kind_KIND_ROUTE, "canary"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.wait(ctx, mesh, revision, 1); err != nil {
+			t.Error(err)
+		}
 
 		mark = run.Mark()
 		s.Kill()
@@ -178,4 +208,93 @@ func TestGRPCClientsFollowEveryChange(t *testing.T) {
 		answered(t, run, mark, "a")
 		noneLost(t, run, mark, "change after the restart")
 	})
+}
+
+// vars reads a route's conditions.
+func vars(t *testing.T, text string) *structpb.ListValue {
+	t.Helper()
+	v := &structpb.ListValue{}
+	if err := protojson.Unmarshal([]byte(text), v); err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+// TestGRPCClientsLoseNoCallWhenRoutesSwitchClusters moves the calls of each client
+// to one new cluster after another.
+func TestGRPCClientsLoseNoCallWhenRoutesSwitchClusters(t *testing.T) {
+	const switches = 15
+	eachClient(t, func(t *testing.T, s *site, c grpcclient.Client) {
+		ctx := t.Context()
+		backends := []*musterv1.Node{startHealth(t, "0"), startHealth(t, "1")}
+		if _, err := s.commit(ctx, mesh, grpcService("shop", backends[1]), routeOf("shop", "/*")); err != nil {
+			t.Fatal(err)
+		}
+		run := s.startClient(t, c, mesh, "shop-client", "shop", nil)
+		answered(t, run, 0, "1")
+		mark := run.Mark()
+		for i := range switches {
+			id := fmt.Sprintf("to-%d", i)
+			changes := []*musterv1.Change{route(&musterv1.Route{
+				Id: id, ServiceId: "shop", Uris: []string{"/grpc.health.v1.Health/*"}, Upstream: grpcUpstream(backends[i%2]),
+			})}
+			if i > 0 {
+				changes = append(changes, remove(musterv1.Kind_KIND_ROUTE, fmt.Sprintf("to-%d", i-1)))
+			}
+			before := run.Mark()
+			if _, err := s.commit(ctx, mesh, changes...); err != nil {
+				t.Fatal(err)
+			}
+			answered(t, run, before, fmt.Sprint(i%2))
+		}
+		noneLost(t, run, mark, fmt.Sprintf("%d switches", switches))
+	})
+}
+
+// TestGRPCClientsComeBackWhenAServiceIsMadeAgain deletes a service and makes it
+// again exactly as it was, which leaves grpc-js without it for ever unless what
+// comes back differs.
+func TestGRPCClientsComeBackWhenAServiceIsMadeAgain(t *testing.T) {
+	eachClient(t, func(t *testing.T, s *site, c grpcclient.Client) {
+		ctx := t.Context()
+		a := startHealth(t, "a")
+		make := []*musterv1.Change{grpcService("shop", a), routeOf("shop", "/*")}
+		if _, err := s.commit(ctx, mesh, make...); err != nil {
+			t.Fatal(err)
+		}
+		run := s.startClient(t, c, mesh, "shop-client", "shop", func(cfg *grpcclient.Config) { cfg.Timeout = time.Second })
+		answered(t, run, 0, "a")
+		for range 3 {
+			mark := run.Mark()
+			if _, err := s.commit(ctx, mesh, remove(musterv1.Kind_KIND_SERVICE, "shop")); err != nil {
+				t.Fatal(err)
+			}
+			fails(t, run, mark)
+			mark = run.Mark()
+			if _, err := s.commit(ctx, mesh, make...); err != nil {
+				t.Fatal(err)
+			}
+			answered(t, run, mark, "a")
+		}
+	})
+}
+
+// fails waits for calls that fail, 20 in a row.
+func fails(t *testing.T, run *grpcclient.Run, mark int) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), followTimeout)
+	defer cancel()
+	if _, err := run.Next(ctx, mark, func(rs []grpcclient.Result) bool {
+		if len(rs) < 20 {
+			return false
+		}
+		for _, r := range rs[len(rs)-20:] {
+			if r.OK() {
+				return false
+			}
+		}
+		return true
+	}); err != nil {
+		t.Fatalf("calls go on: %v", err)
+	}
 }
