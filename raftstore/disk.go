@@ -39,7 +39,10 @@ type logStore struct {
 	// inFlight are the writes under way: raft appends from one goroutine, and
 	// drops what a snapshot holds from another.
 	inFlight writes
-	// fatal is called when what is read back is not what was written.
+	// spent is set while so little space is free that no entry may be stored.
+	spent atomic.Bool
+	// fatal is called when what is read back is not what was written, and when a
+	// write failed.
 	fatal func(error)
 }
 
@@ -192,6 +195,9 @@ func checkLog(index uint64, entry *raft.Log) error {
 	if entry.Index != index {
 		return fmt.Errorf("log entry %d says it is %d", index, entry.Index)
 	}
+	if err := checkStamp(entry); err != nil {
+		return fmt.Errorf("log entry %d: %w", index, err)
+	}
 	if entry.Type == raft.LogCommand {
 		if err := checkEntry(entry.Data); err != nil {
 			return fmt.Errorf("log entry %d: %w", index, err)
@@ -215,10 +221,17 @@ func (l *logStore) GetLog(index uint64, entry *raft.Log) error {
 }
 
 func (l *logStore) StoreLog(entry *raft.Log) error {
-	return l.write("storing a log entry", func() error { return l.BoltStore.StoreLog(entry) })
+	return l.StoreLogs([]*raft.Log{entry})
 }
 
 func (l *logStore) StoreLogs(entries []*raft.Log) error {
+	if l.spent.Load() {
+		// Refused before bolt begins: what is left is for votes.
+		return fmt.Errorf("%s: %w", l.path, ErrDiskFull)
+	}
+	for _, entry := range entries {
+		stampLog(entry)
+	}
 	return l.write("storing log entries", func() error {
 		failpoint.Hit("store")
 		err := l.BoltStore.StoreLogs(entries)
@@ -246,7 +259,14 @@ func (l *logStore) write(op string, do func() error) error {
 			return err
 		}
 	}
-	return do()
+	err := do()
+	if err != nil && !errors.Is(err, bbolterrors.ErrDatabaseNotOpen) {
+		// A page that could not be written may show in bolt's view of the file all
+		// the same, and vanish from it later: what bolt takes for free then may be in
+		// use. Only a new start, which reads the file anew, can be trusted.
+		l.fatal(fmt.Errorf("%s: %s failed: %w", l.path, op, err))
+	}
+	return err
 }
 
 // watchdog ends the process when a write hangs: raft's heartbeats bypass the
@@ -274,16 +294,32 @@ func (w *watchdog) Run(ctx context.Context) {
 	}
 	ticker := time.NewTicker(max(tick, time.Millisecond))
 	defer ticker.Stop()
+	last, resumed := time.Now(), time.Time{}
 	for {
 		w.measure()
 		select {
 		case <-ctx.Done():
 			return
-		case now := <-ticker.C:
-			if f := w.log.inFlight.oldest(); f != nil && w.limit > 0 && now.Sub(f.since) > w.limit {
-				w.fatal(&DiskStalledError{f.op, now.Sub(f.since)})
-				return
-			}
+		case <-ticker.C:
+		}
+		now := time.Now()
+		if now.Sub(last) > max(2*tick, time.Second) {
+			// It was this process that stood still (stopped, or its machine was),
+			// which says nothing of the disk.
+			resumed = now
+		}
+		last = now
+		f := w.log.inFlight.oldest()
+		if f == nil || w.limit <= 0 {
+			continue
+		}
+		since := f.since
+		if since.Before(resumed) {
+			since = resumed
+		}
+		if now.Sub(since) > w.limit {
+			w.fatal(&DiskStalledError{f.op, now.Sub(f.since)})
+			return
 		}
 	}
 }
@@ -294,6 +330,7 @@ func (w *watchdog) measure() {
 		return
 	}
 	free, err := w.free(w.dir)
+	w.log.spent.Store(err == nil && free < uint64(w.floor)/8)
 	if err == nil && free < uint64(w.floor) {
 		w.full.Store(&DiskFullError{Dir: w.dir, Free: free, Floor: uint64(w.floor)})
 		return

@@ -26,7 +26,7 @@ type Store struct {
 	logger *slog.Logger
 	log    *logStore
 	cache  *raft.LogCache
-	snaps  *raft.FileSnapshotStore
+	snaps  *snapshotStore
 	fsm    *fsm
 	dog    *watchdog
 	wire   *wire // nil for a cluster of one in memory
@@ -106,9 +106,11 @@ func Open(cfg Config) (_ *Store, err error) {
 	if err := removeLeftovers(cfg.DataDir); err != nil {
 		return nil, err
 	}
-	if s.snaps, err = raft.NewFileSnapshotStoreWithLogger(cfg.DataDir, 3, newRaftLogger(s.logger, "snapshots")); err != nil {
+	files, err := raft.NewFileSnapshotStoreWithLogger(cfg.DataDir, 3, newRaftLogger(s.logger, "snapshots"))
+	if err != nil {
 		return nil, fmt.Errorf("open snapshots: %w", err)
 	}
+	s.snaps = &snapshotStore{files, filepath.Join(cfg.DataDir, "snapshots")}
 	// Raft makes what is in it readable to all, and DataDir may not be of our
 	// making.
 	if err := os.Chmod(filepath.Join(cfg.DataDir, "snapshots"), 0o700); err != nil {
@@ -137,6 +139,9 @@ func (s *Store) checkData() error {
 	metas, err := s.snaps.List()
 	if err != nil {
 		return fmt.Errorf("list snapshots: %w", err)
+	}
+	if err := s.snaps.complete(metas); err != nil {
+		return err
 	}
 	from := uint64(0)
 	if len(metas) > 0 {

@@ -95,6 +95,8 @@ func inSnapshots(e faultfs.Event) bool {
 
 func atRename(ctx context.Context, w *world, random *mathrand.Rand) error {
 	n := pick(random, w.members())
+	// While the burst goes on, the disk hangs at the rename.
+	w.mayEnd = append(w.mayEnd, diskHangs)
 	hit := n.host.disk.Break(func(e faultfs.Event) bool { return e.Op == faultfs.OpRename && inSnapshots(e) })
 	w.writers.burst(ctx, random, snapshotThreshold+50)
 	select {
@@ -157,8 +159,19 @@ func (w *world) install(ctx context.Context, random *mathrand.Rand) (*node, erro
 	if err != nil {
 		return nil, err
 	}
-	op := pick(random, []faultfs.Op{faultfs.OpWrite, faultfs.OpSync, faultfs.OpRename})
-	hit := n.host.disk.Break(func(e faultfs.Event) bool { return e.Op == op && inSnapshots(e) })
+	w.mayEnd = append(w.mayEnd, diskHangs)
+	op := pick(random, []faultfs.Op{faultfs.OpWrite, faultfs.OpWrite, faultfs.OpSync, faultfs.OpRename})
+	after := 0
+	if op == faultfs.OpWrite {
+		after = random.IntN(8) // of about a dozen
+	}
+	hit := n.host.disk.Break(func(e faultfs.Event) bool {
+		if e.Op != op || !inSnapshots(e) {
+			return false
+		}
+		after--
+		return after < 0
+	})
 	if err := w.start(n); err != nil {
 		return nil, err
 	}

@@ -118,19 +118,26 @@ func (w *world) failWrites(ctx context.Context, n *node, random *rand.Rand) erro
 
 func fullOne(ctx context.Context, w *world, random *rand.Rand) error {
 	n := pick(random, w.members())
-	return w.full(ctx, between(random, 700*time.Millisecond, 2*time.Second), pick(random, groups), n)
+	return w.full(ctx, between(random, 700*time.Millisecond, 2*time.Second), random.IntN(4) == 0, pick(random, groups), n)
 }
 
 func fullTwo(ctx context.Context, w *world, random *rand.Rand) error {
 	members := w.members()
 	random.Shuffle(len(members), func(i, j int) { members[i], members[j] = members[j], members[i] })
-	return w.full(ctx, between(random, 700*time.Millisecond, 2*time.Second), pick(random, groups), members[:2]...)
+	return w.full(ctx, between(random, 700*time.Millisecond, 2*time.Second), random.IntN(4) == 0, pick(random, groups), members[:2]...)
 }
 
 // full fills disks for a while. Every server that runs must go on serving data
 // planes, old and new.
-func (w *world) full(ctx context.Context, long time.Duration, group string, nodes ...*node) error {
+func (w *world) full(ctx context.Context, long time.Duration, sudden bool, group string, nodes ...*node) error {
 	w.mayEnd = append(w.mayEnd, diskFull)
+	// Mostly a disk fills so that it shows: the servers refuse writes in time.
+	if !sudden {
+		for _, n := range nodes {
+			n.host.disk.Shrink(32 << 20)
+		}
+		sleep(ctx, 700*time.Millisecond)
+	}
 	for _, n := range nodes {
 		n.host.disk.Fill()
 	}

@@ -32,6 +32,7 @@ var published = []struct{ row, fault, want string }{
 	{"16", "relays dead and stale", "100"},
 	{"17", "clocks, certificates", "20"},
 	{"18", "hostile requests", "-"},
+	{"mix", "two to four of these at once", "-"},
 	{"handover", "leadership handed on, servers stopped in order", "-"},
 	{"dp", "data planes restarted, slow, refusing, cut off", "-"},
 }

@@ -22,7 +22,7 @@ type fault struct {
 }
 
 func allFaults() []fault {
-	return slices.Concat(processFaults(), networkFaults(), diskFaults(), codeFaults(), memberFaults(), planeFaults())
+	return slices.Concat(processFaults(), networkFaults(), diskFaults(), codeFaults(), memberFaults(), planeFaults(), pairFaults())
 }
 
 // step is one fault of a schedule.

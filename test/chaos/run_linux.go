@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -80,6 +81,13 @@ func (r *runner) report(w *world, s schedule, i int, v *violation) error {
 		return err
 	}
 	fmt.Fprintf(r.out, "kept in %s\n\n", dir)
+	// What a server that does not answer is at shows in its log.
+	for n, st := range w.statuses(context.Background()) {
+		if st == nil && n.runs() {
+			_ = n.signal(syscall.SIGQUIT)
+			time.Sleep(300 * time.Millisecond)
+		}
+	}
 	errs := []error{os.WriteFile(filepath.Join(dir, "violation.txt"), []byte(s.String()+"\n"+v.Error()+"\n"), 0o644)}
 	for _, n := range w.members() {
 		errs = append(errs, os.WriteFile(filepath.Join(dir, n.id+".log"), []byte(n.logTail(8<<20)), 0o644))

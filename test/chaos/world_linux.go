@@ -2,10 +2,13 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -129,6 +132,7 @@ func (w *world) fill(ctx context.Context) error {
 			req.Changes = append(req.Changes, slotChanges(group, slot, w.writers.value(g))...)
 		}
 		req.Changes = append(req.Changes, secretChanges(group)...)
+		req.Changes = append(req.Changes, ballast(group, rand.New(rand.NewPCG(uint64(g), 5)))...)
 		if _, err := client.Commit(ctx, req); err != nil {
 			return fmt.Errorf("fill group %s: %w", group, err)
 		}
@@ -410,8 +414,17 @@ func (w *world) backup(ctx context.Context, n *node) ([]byte, *musterv1.Snapshot
 	return data, info, nil
 }
 
-// leaked looks for the secret where none belongs.
-func (w *world) leaked(context.Context) (string, error) {
+// leaked looks for the secret where none belongs: in logs and metrics.
+func (w *world) leaked(ctx context.Context) (string, error) {
+	for _, n := range w.members() {
+		page, err := w.metrics(ctx, n)
+		if err != nil {
+			return "", fmt.Errorf("metrics of %s: %w", n.id, err)
+		}
+		if strings.Contains(page, canary) {
+			return "I8: the metrics of " + n.id + " hold a secret", nil
+		}
+	}
 	logs, err := filepath.Glob(filepath.Join(w.dir, "*.log"))
 	if err != nil {
 		return "", err
@@ -427,6 +440,49 @@ func (w *world) leaked(context.Context) (string, error) {
 	}
 	return "", nil
 }
+
+// metrics returns a server's metrics.
+func (w *world) metrics(ctx context.Context, n *node) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+n.host.addr(adminPort)+"/metrics", nil)
+	if err != nil {
+		return "", err
+	}
+	req.Header.Set("X-API-Key", w.secret)
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: w.ca.Pool()}, DisableKeepAlives: true}}
+	resp, err := client.Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	page, err := io.ReadAll(resp.Body)
+	if err == nil && (resp.StatusCode != http.StatusOK || len(page) == 0) {
+		err = fmt.Errorf("%s, %d bytes", resp.Status, len(page))
+	}
+	return string(page), err
+}
+
+// ballast puts consumers without keys and with long descriptions: they reach no
+// data plane, but make a snapshot large enough to be sent in many pieces.
+func ballast(group string, random *rand.Rand) []*musterv1.Change {
+	var out []*musterv1.Change
+	for i := range ballastCount {
+		text := make([]byte, ballastBytes/2)
+		for i := range text {
+			text[i] = byte(random.Uint32())
+		}
+		out = append(out, &musterv1.Change{Action: &musterv1.Change_Put{Put: &musterv1.Resource{Kind: &musterv1.Resource_Consumer{
+			Consumer: &musterv1.Consumer{Username: fmt.Sprintf("%s_ballast_%d", group, i), Desc: hex.EncodeToString(text)},
+		}}}})
+	}
+	return out
+}
+
+const (
+	ballastCount = 80
+	ballastBytes = 4 << 10
+)
 
 // secretChanges put a consumer whose key is the canary.
 func secretChanges(group string) []*musterv1.Change {

@@ -8,8 +8,11 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fs"
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -23,6 +26,8 @@ type FS struct {
 	mu   sync.Mutex
 	hung chan struct{} // closed by Resume; nil when not hung
 	full bool
+	// free is what statfs tells; 0 is what the backing disk has.
+	free uint64
 	// failing is how many more writes fail, with errno.
 	failing int
 	errno   syscall.Errno
@@ -127,8 +132,15 @@ func (f *FS) Resume() {
 // Fill makes the disk full: every write fails with ENOSPC, and statfs tells so.
 func (f *FS) Fill() { f.setFull(true) }
 
-// Free ends a Fill.
-func (f *FS) Free() { f.setFull(false) }
+// Shrink makes statfs tell that so many bytes are free, more than 0; writes go on.
+func (f *FS) Shrink(free uint64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.free = free
+}
+
+// Free ends a Fill and a Shrink.
+func (f *FS) Free() { f.Shrink(0); f.setFull(false) }
 
 func (f *FS) setFull(full bool) {
 	f.mu.Lock()
@@ -165,7 +177,7 @@ func (f *FS) PowerCut(rng *rand.Rand) (lost int, err error) {
 			if i == keep && len(list[i].new) > 1 && rng.IntN(2) == 0 {
 				torn = 1 + rng.IntN(len(list[i].new)-1)
 			}
-			if err := list[i].revert(torn); err != nil {
+			if err := list[i].revert(ino, torn); err != nil {
 				return lost, fmt.Errorf("faultfs: power cut: %w", err)
 			}
 			lost++
@@ -176,7 +188,7 @@ func (f *FS) PowerCut(rng *rand.Rand) (lost int, err error) {
 }
 
 // revert undoes a write, but for the first torn bytes of it.
-func (u undo) revert(torn int) error {
+func (u undo) revert(ino uint64, torn int) error {
 	file, err := os.OpenFile(u.path, os.O_RDWR, 0)
 	if os.IsNotExist(err) {
 		return nil // removed since: nothing to undo
@@ -185,6 +197,10 @@ func (u undo) revert(torn int) error {
 		return err
 	}
 	defer file.Close()
+	var st syscall.Stat_t
+	if err := syscall.Fstat(int(file.Fd()), &st); err != nil || st.Ino != ino {
+		return err // another file has the name now
+	}
 	if _, err := file.WriteAt(u.old, u.off); err != nil {
 		return err
 	}
@@ -197,7 +213,7 @@ func (u undo) revert(torn int) error {
 	return err
 }
 
-// wait returns when the disk does not hang, or EINTR when the caller gave up.
+// wait returns when the disk does not hang, or EINTR when the caller is killed.
 func (f *FS) wait(ctx context.Context, op Op, path string) syscall.Errno {
 	f.mu.Lock()
 	if f.match != nil {
@@ -218,8 +234,42 @@ func (f *FS) wait(ctx context.Context, op Op, path string) syscall.Errno {
 	case <-hung:
 		return 0
 	case <-ctx.Done():
-		return syscall.EINTR
 	}
+	// The caller got a signal. A disk lets nobody go for that, so that a program
+	// sees no error; only one that is being killed is let go, to end.
+	caller, _ := fuse.FromContext(ctx)
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for !dying(caller) {
+		select {
+		case <-hung:
+			return 0
+		case <-tick.C:
+		}
+	}
+	return syscall.EINTR
+}
+
+// dying tells whether a thread is being killed.
+func dying(caller *fuse.Caller) bool {
+	if caller == nil {
+		return true
+	}
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", caller.Pid))
+	if err != nil {
+		return true
+	}
+	for line := range strings.SplitSeq(string(data), "\n") {
+		name, value, _ := strings.Cut(line, ":")
+		if name != "SigPnd" && name != "ShdPnd" {
+			continue
+		}
+		pending, err := strconv.ParseUint(strings.TrimSpace(value), 16, 64)
+		if err == nil && pending&(1<<(syscall.SIGKILL-1)) != 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // admit says whether a write may go on.

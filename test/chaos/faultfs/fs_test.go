@@ -143,6 +143,24 @@ func TestABreakpointStopsTheDiskJustBeforeTheOperation(t *testing.T) {
 	}
 }
 
+func TestAPowerCutLeavesAFileAloneThatCameUnderTheName(t *testing.T) {
+	for seed := range uint64(8) {
+		f, point := mount(t)
+		path := filepath.Join(point, "a")
+		write(t, path, []byte("an old file, unsynced"), 0, false)
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+		write(t, path, []byte("new"), 0, true)
+		if _, err := f.PowerCut(rand.New(rand.NewPCG(seed, 0))); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := os.ReadFile(filepath.Join(f.backing, "a")); err != nil || string(got) != "new" {
+			t.Fatalf("the new file holds %q, %v", got, err)
+		}
+	}
+}
+
 func TestAFullDiskRefusesWritesAndRecovers(t *testing.T) {
 	f, point := mount(t)
 	path := filepath.Join(point, "a")

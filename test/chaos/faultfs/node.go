@@ -118,6 +118,9 @@ func (n *node) Statfs(ctx context.Context, out *fuse.StatfsOut) syscall.Errno {
 	errno := n.LoopbackNode.Statfs(ctx, out)
 	n.disk.mu.Lock()
 	defer n.disk.mu.Unlock()
+	if free := n.disk.free / max(uint64(out.Frsize), 1); n.disk.free > 0 {
+		out.Bfree, out.Bavail = min(out.Bfree, free), min(out.Bavail, free)
+	}
 	if n.disk.full {
 		out.Bfree, out.Bavail = 0, 0
 	}
