@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -354,29 +355,6 @@ func TestEndpointsOfAnotherNameThanTheCluster(t *testing.T) {
 	}
 }
 
-func TestRemovingManyClustersCostsWhatTheyAre(t *testing.T) {
-	took := map[int]time.Duration{}
-	for _, n := range []int{500, 4000} {
-		l := bareLab(t)
-		var all, half []named
-		for i := range n {
-			name := fmt.Sprint("service/", i)
-			all = append(all, edsCluster(name, "127.0.0.1:1")...)
-			if i%2 == 0 {
-				half = append(half, gone(name, clusterOf(name)), gone(name, assignmentOf(name).msg))
-			}
-		}
-		l.apply(all...)
-		began := time.Now()
-		l.apply(half...)
-		took[n] = time.Since(began)
-	}
-	// Eight times as many; a search for each would be sixty-four times.
-	if took[4000] > 30*took[500]+100*time.Millisecond {
-		t.Errorf("half of 500: %v, half of 4000: %v", took[500], took[4000])
-	}
-}
-
 func TestEndpointsThatComeBeforeTheirCluster(t *testing.T) {
 	a := echo(t, "a")
 	l := newLab(t, assignmentOf("c", a.URL), catchAll(to("/", "c")))
@@ -588,6 +566,34 @@ func BenchmarkProxy(b *testing.B) {
 		}
 		_, _ = io.Copy(io.Discard, resp.Body)
 		_ = resp.Body.Close()
+	}
+}
+
+func BenchmarkRemoveHalfOf(b *testing.B) {
+	for _, n := range []int{1000, 8000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			gw, err := New(Config{Servers: []string{"127.0.0.1:1"}, Insecure: true, Group: "g", NodeID: "n"})
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.Cleanup(gw.close)
+			var all, half []named
+			for i := range n {
+				name := fmt.Sprint("service/", i)
+				all = append(all, edsCluster(name, "127.0.0.1:1")...)
+				if i%2 == 0 {
+					half = append(half, gone(name, clusterOf(name)), gone(name, assignmentOf(name).msg))
+				}
+			}
+			for b.Loop() {
+				b.StopTimer()
+				err := gw.Apply(b.Context(), update(all...))
+				b.StartTimer()
+				if err = errors.Join(err, gw.Apply(b.Context(), update(half...))); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }
 

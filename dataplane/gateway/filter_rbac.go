@@ -7,6 +7,7 @@ import (
 
 	rbacconfigv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
 	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
+	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 )
 
 // rbacFilter admits or denies requests by the rules of the route, or its own.
@@ -77,9 +78,21 @@ func conditions[T any](list []T, compile func(T) (condition, error)) ([]conditio
 var errRBACRule = errors.New("rule is not supported")
 
 func newPermission(m *rbacconfigv3.Permission) (condition, error) {
-	switch m.GetRule().(type) {
+	switch rule := m.GetRule().(type) {
 	case *rbacconfigv3.Permission_Any:
 		return always, nil
+	case *rbacconfigv3.Permission_AndRules:
+		list, err := conditions(rule.AndRules.GetRules(), newPermission)
+		return allOf(list), err
+	case *rbacconfigv3.Permission_OrRules:
+		list, err := conditions(rule.OrRules.GetRules(), newPermission)
+		return anyOf(list), err
+	case *rbacconfigv3.Permission_NotRule:
+		inner, err := newPermission(rule.NotRule)
+		return not(inner), err
+	case *rbacconfigv3.Permission_Header:
+		match, err := newHeaderMatch(rule.Header)
+		return match.matches, err
 	}
 	return nil, fmt.Errorf("permission %T: %w", m.GetRule(), errRBACRule)
 }
@@ -103,8 +116,22 @@ func newPrincipal(m *rbacconfigv3.Principal) (condition, error) {
 	case *rbacconfigv3.Principal_DirectRemoteIp:
 		prefix, err := newPrefix(id.DirectRemoteIp)
 		return func(x *exchange) bool { return prefix.Contains(x.peer.Addr()) }, err
+	case *rbacconfigv3.Principal_FilterState:
+		return newStateMatch(id.FilterState)
 	}
 	return nil, fmt.Errorf("principal %T: %w", m.GetIdentifier(), errRBACRule)
+}
+
+// newStateMatch compiles a matcher of a text that the connection has as filter state.
+func newStateMatch(m *matcherv3.FilterStateMatcher) (condition, error) {
+	if m.GetStringMatch() == nil {
+		return nil, fmt.Errorf("filter_state %q: only string_match is supported here", m.GetKey())
+	}
+	match, err := newStringMatch(m.GetStringMatch())
+	return func(x *exchange) bool {
+		text, ok := x.chain.textState(m.GetKey())
+		return ok && match(text)
+	}, err
 }
 
 func always(*exchange) bool { return true }

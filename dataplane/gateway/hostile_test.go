@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -462,4 +463,42 @@ func TestAddressesAreComparedWithoutTheirZone(t *testing.T) {
 			t.Errorf("%s: %s, want %s", text, got, want)
 		}
 	}
+}
+
+func TestABodyReadAgainMissesNothingThatAClosedReaderGot(t *testing.T) {
+	src, client := io.Pipe()
+	body := &replay{src: src, limit: 100, progress: func() {}}
+	first, err := body.reader()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var late sync.WaitGroup
+	late.Go(func() { _, _ = first.Read(make([]byte, 10)) })
+	write := func(s string) {
+		if _, err := io.WriteString(client, s); err != nil {
+			t.Error(err)
+		}
+	}
+	// The reader is closed while it waits, as the HTTP/2 transport does it.
+	eventually(t, "it waits", func() bool {
+		if body.reading.TryLock() {
+			body.reading.Unlock()
+			return false
+		}
+		return true
+	})
+	_ = first.Close()
+	second, err := body.reader()
+	if err != nil {
+		t.Fatal(err)
+	}
+	late.Go(func() {
+		write("he")
+		write("llo")
+		_ = client.Close()
+	})
+	if got, err := io.ReadAll(second); err != nil || string(got) != "hello" {
+		t.Errorf("%q %v", got, err)
+	}
+	late.Wait()
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -34,8 +35,10 @@ type listenerConfig struct {
 
 // filterChain is a compiled FilterChain with its connection manager.
 type filterChain struct {
+	name      string
 	tls       *downstreamTLS // nil for plaintext
 	stateKeys []string       // under which the peer's address is known
+	nameKeys  []string       // under which the chain's name is
 	filters   []chainFilter
 	router    *router
 
@@ -192,6 +195,7 @@ func (g *Gateway) newFilterChain(m *listenerv3.FilterChain, previous *filterChai
 		built[key] = shared
 	}
 	chain := *shared
+	chain.name = m.GetName()
 	if m.GetTransportSocket() == nil {
 		return &chain, nil
 	}
@@ -236,17 +240,25 @@ func (g *Gateway) newNetworkFilters(list []*listenerv3.Filter, previous *filterC
 	return c, nil
 }
 
-// setFilterState takes the one thing that set_filter_state is used for: the peer's
-// address under a key.
+// setFilterState takes what set_filter_state is used for: the peer's address and the
+// chain's name, each under a key.
 func (c *filterChain) setFilterState(m *setfilterstatev3.Config) error {
 	for _, v := range m.GetOnNewConnection() {
-		format := v.GetFormatString().GetTextFormatSource().GetInlineString()
-		if v.GetFactoryKey() != "envoy.network.ip" || format != "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%" {
-			return fmt.Errorf("on_new_connection %q: only the remote address as envoy.network.ip is supported", v.GetObjectKey())
+		switch v.GetFactoryKey() + " " + v.GetFormatString().GetTextFormatSource().GetInlineString() {
+		case "envoy.network.ip %DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%":
+			c.stateKeys = append(c.stateKeys, v.GetObjectKey())
+		case "envoy.string %FILTER_CHAIN_NAME%":
+			c.nameKeys = append(c.nameKeys, v.GetObjectKey())
+		default:
+			return fmt.Errorf("on_new_connection %q: only the remote address as envoy.network.ip and the filter chain's name as envoy.string are supported", v.GetObjectKey())
 		}
-		c.stateKeys = append(c.stateKeys, v.GetObjectKey())
 	}
 	return nil
+}
+
+// textState returns the text that set_filter_state wrote under a key.
+func (c *filterChain) textState(key string) (string, bool) {
+	return c.name, slices.Contains(c.nameKeys, key)
 }
 
 func (g *Gateway) setConnectionManager(c *filterChain, m *hcmv3.HttpConnectionManager, previous *filterChain) error {

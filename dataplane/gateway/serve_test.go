@@ -176,7 +176,7 @@ func TestWhatTheUpstreamSees(t *testing.T) {
 	up := echo(t, "a")
 	l := newLab(t, append(edsCluster("c", up.URL), catchAll(to("/", "c")))...)
 	a := l.raw("POST /a%20b?c=d&c=e HTTP/1.1\r\nHost: h.example:8080\r\nContent-Length: 2\r\nX-Many: 1\r\nX-Many: 2\r\nX-Forwarded-For: 1.2.3.4\r\n" +
-		"X-Forwarded-Proto: https\r\nX-Envoy-Retry-On: 5xx\r\nX-Envoy-Foo: 1\r\nX-Request-Id: abc\r\nTe: trailers, x\r\nConnection: close, x-hop\r\nX-Hop: 1\r\n" +
+		"X-Forwarded-Proto: https\r\nX-Envoy-Retry-On: 5xx\r\nX-Envoy-Foo: 1\r\nX-Request-Id: abc\r\nTe: trailers, x\r\nConnection: close, x-hop, te\r\nX-Hop: 1\r\n" +
 		"Keep-Alive: 3\r\nX-Muster-Route-Key: forged\r\n\r\nhi")
 	s := a.seen
 	if s == nil {

@@ -89,8 +89,9 @@ envoy.extensions.filters.http.rbac.v3.RBAC: rules
 envoy.extensions.filters.http.rbac.v3.RBACPerRoute: rbac
 envoy.config.rbac.v3.RBAC: action policies
 envoy.config.rbac.v3.Policy: permissions principals
-envoy.config.rbac.v3.Permission: any
-envoy.config.rbac.v3.Principal: any and_ids or_ids not_id remote_ip direct_remote_ip
+envoy.config.rbac.v3.Permission: any and_rules or_rules not_rule header
+envoy.config.rbac.v3.Permission.Set: rules
+envoy.config.rbac.v3.Principal: any and_ids or_ids not_id remote_ip direct_remote_ip filter_state
 envoy.config.rbac.v3.Principal.Set: ids
 envoy.extensions.filters.http.api_key_auth.v3.ApiKeyAuth: credentials key_sources forwarding
 envoy.extensions.filters.http.api_key_auth.v3.ApiKeyAuthPerRoute: credentials key_sources allowed_clients forwarding
@@ -119,7 +120,7 @@ envoy.config.route.v3.RouteMatch: prefix path safe_regex path_separated_prefix c
 envoy.config.route.v3.HeaderMatcher: name present_match string_match invert_match treat_missing_header_as_empty
 envoy.config.route.v3.QueryParameterMatcher: name string_match present_match
 envoy.config.route.v3.CookieMatcher: name string_match invert_match
-envoy.type.matcher.v3.FilterStateMatcher: key address_match
+envoy.type.matcher.v3.FilterStateMatcher: key address_match string_match
 envoy.type.matcher.v3.AddressMatcher: ranges invert_match
 envoy.type.matcher.v3.StringMatcher: exact prefix suffix safe_regex contains ignore_case
 envoy.type.matcher.v3.RegexMatcher: regex

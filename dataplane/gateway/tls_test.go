@@ -22,7 +22,10 @@ import (
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
 	tlsinspectorv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/tls_inspector/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	setfilterstatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/set_filter_state/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
@@ -251,6 +254,53 @@ func TestClientCertificatesAreRequiredWhereTheChainSaysSo(t *testing.T) {
 	}
 	if err := try("o.test"); err != nil {
 		t.Errorf("another name: %v", err)
+	}
+}
+
+// guarded names a chain and puts the filter before its others that looks at which chain
+// a request for a host came through.
+func guarded(name, rules string, c *listenerv3.FilterChain) *listenerv3.FilterChain {
+	c.Name = name
+	state := fromJSON(&setfilterstatev3.Config{}, `{"onNewConnection":[{"objectKey":"chain","factoryKey":"envoy.string","formatString":{"textFormatSource":{"inlineString":"%FILTER_CHAIN_NAME%"}}}]}`)
+	manager := connectionManager()
+	manager.HttpFilters = append([]*hcmv3.HttpFilter{{Name: "guard", ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: pack(fromJSON(&rbacv3.RBAC{}, rules))}}}, manager.HttpFilters...)
+	c.Filters = []*listenerv3.Filter{
+		{Name: "state", ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: pack(state)}},
+		{Name: "hcm", ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: pack(manager)}},
+	}
+	return c
+}
+
+func TestAHostIsReachedThroughItsOwnHandshakeOnly(t *testing.T) {
+	ca, clients := newAuthority(t, "ca"), newAuthority(t, "clients")
+	host := func(kind, text string) string {
+		return `{"header":{"name":":authority","stringMatch":{"` + kind + `":"` + text + `","ignoreCase":true}}}`
+	}
+	rules := `{"rules":{"action":"DENY","policies":{"m":{"permissions":[` + host("exact", "m.test") + `,{"andRules":{"rules":[` + host("suffix", ".w.test") +
+		`,{"notRule":{"orRules":{"rules":[` + host("exact", "own.w.test") + `]}}}]}}],
+		"principals":[{"notId":{"filterState":{"key":"chain","stringMatch":{"exact":"ssl/m"}}}}]}}}}`
+	l := newLab(t, ca.certificate(t, "ssl/m", "m", "m.test", "*.w.test"), ca.certificate(t, "ssl/o", "o", "o.test"), clients.validation("ssl/m/ca"),
+		httpsListener(guarded("ssl/m", rules, chain("ssl/m", "ssl/m/ca", "m.test", "*.w.test")), guarded("ssl/o", rules, chain("ssl/o", "", "o.test"))),
+		catchAll(tag("it", `{"prefix":"/"}`)))
+	for _, test := range []struct {
+		sni, host string
+		want      int
+	}{
+		{"m.test", "m.test", 200}, {"m.test", "a.w.test", 200}, {"m.test", "o.test", 200}, {"a.w.test", "M.test:443", 200},
+		{"o.test", "o.test", 200}, {"o.test", "m.test", 403}, {"o.test", "M.Test:8443", 403}, {"o.test", "a.w.test", 403}, {"o.test", "own.w.test", 200}, {"o.test", "w.test", 200},
+	} {
+		conn, err := l.dialTLS(&tls.Config{ServerName: test.sni, RootCAs: ca.pool(), Certificates: []tls.Certificate{clients.pair(t, "client")}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(conn, "GET / HTTP/1.1\r\nHost: "+test.host+"\r\nConnection: close\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil || resp.StatusCode != test.want {
+			t.Errorf("%s through %s: %v %v, want %d", test.host, test.sni, resp, err, test.want)
+		}
+		_ = conn.Close()
 	}
 }
 

@@ -504,7 +504,7 @@ func TestABodyTooLongToKeepIsNotSentAgain(t *testing.T) {
 func TestTimeouts(t *testing.T) {
 	slow := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/trickle" {
-			for range 6 {
+			for range 14 {
 				_, _ = io.WriteString(w, "x")
 				_ = http.NewResponseController(w).Flush()
 				sleep(r.Context(), 50*time.Millisecond)
@@ -524,9 +524,9 @@ func TestTimeouts(t *testing.T) {
 	l := newLab(t, append(edsCluster("c", slow.URL), catchAll(
 		timeout("/overall", `"timeout":"0.1s"`), timeout("/idle", `"timeout":"0s","idleTimeout":"0.1s"`), timeout("/half", `"timeout":"0s","idleTimeout":"0.1s"`),
 		timeout("/pertry", `"timeout":"0s","retryPolicy":{"retryOn":"reset","numRetries":1,"perTryTimeout":"0.1s","retryBackOff":{"baseInterval":"0.001s"}}`),
-		timeout("/trickle", `"timeout":"0s","idleTimeout":"0.2s"`)))...)
+		timeout("/trickle", `"timeout":"0s","idleTimeout":"0.6s"`)))...)
 	for target, want := range map[string]string{
-		"/overall": "504 upstream request timeout", "/idle": "504 stream timeout", "/pertry": "504 upstream request timeout", "/trickle": "200 xxxxxx",
+		"/overall": "504 upstream request timeout", "/idle": "504 stream timeout", "/pertry": "504 upstream request timeout", "/trickle": "200 xxxxxxxxxxxxxx",
 	} {
 		a := l.do("GET", target)
 		if got := fmt.Sprint(a.status, " ", a.body); got != want {

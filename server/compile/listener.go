@@ -54,30 +54,37 @@ func httpsListener(filters []*listenerv3.Filter, chains []*listenerv3.FilterChai
 	return l
 }
 
-// networkFilters are the filters of every chain of every listener. They never
-// change, so that no change of a group drains connections.
-func networkFilters() []*listenerv3.Filter {
+// networkFilters are the filters of every chain of a listener. They never change, so
+// that no change of a group drains connections.
+func networkFilters(httpFilters []*hcmv3.HttpFilter) []*listenerv3.Filter {
 	filter := func(name string, config *anypb.Any) *listenerv3.Filter {
 		return &listenerv3.Filter{Name: name, ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: config}}
 	}
 	return []*listenerv3.Filter{
-		filter("envoy.filters.network.set_filter_state", packed(remoteAddrState())),
-		filter("envoy.filters.network.http_connection_manager", packed(connectionManager())),
+		filter("envoy.filters.network.set_filter_state", packed(connectionState())),
+		filter("envoy.filters.network.http_connection_manager", packed(connectionManager(httpFilters))),
 	}
 }
 
-// remoteAddrState keeps the client's address where routes can match it.
-func remoteAddrState() *setfilterstatev3.Config {
-	return &setfilterstatev3.Config{OnNewConnection: []*filterstatev3.FilterStateValue{{
-		Key:        &filterstatev3.FilterStateValue_ObjectKey{ObjectKey: RemoteAddrKey},
-		FactoryKey: "envoy.network.ip",
-		Value: &filterstatev3.FilterStateValue_FormatString{FormatString: &corev3.SubstitutionFormatString{
-			Format: &corev3.SubstitutionFormatString_TextFormatSource{TextFormatSource: inline("%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%")},
-		}},
-	}}}
+// connectionState keeps what routes and filters match of a connection: the client's
+// address, and the filter chain, which tells the certificate object.
+func connectionState() *setfilterstatev3.Config {
+	value := func(key, kind, format string) *filterstatev3.FilterStateValue {
+		return &filterstatev3.FilterStateValue{
+			Key:        &filterstatev3.FilterStateValue_ObjectKey{ObjectKey: key},
+			FactoryKey: kind,
+			Value: &filterstatev3.FilterStateValue_FormatString{FormatString: &corev3.SubstitutionFormatString{
+				Format: &corev3.SubstitutionFormatString_TextFormatSource{TextFormatSource: inline(format)},
+			}},
+		}
+	}
+	return &setfilterstatev3.Config{OnNewConnection: []*filterstatev3.FilterStateValue{
+		value(RemoteAddrKey, "envoy.network.ip", "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"),
+		value(FilterChainKey, "envoy.string", "%FILTER_CHAIN_NAME%"),
+	}}
 }
 
-func connectionManager() *hcmv3.HttpConnectionManager {
+func connectionManager(httpFilters []*hcmv3.HttpFilter) *hcmv3.HttpConnectionManager {
 	return &hcmv3.HttpConnectionManager{
 		StatPrefix: "http",
 		RouteSpecifier: &hcmv3.HttpConnectionManager_Rds{Rds: &hcmv3.Rds{
@@ -95,7 +102,7 @@ func connectionManager() *hcmv3.HttpConnectionManager {
 			Name:        RouteKeyHeader,
 			TypedConfig: packed(&earlyheadersv3.HeaderMutation{Mutations: []*mutationrulesv3.HeaderMutation{routeKey(), noConsumer()}}),
 		}},
-		HttpFilters: httpFilters(),
+		HttpFilters: httpFilters,
 	}
 }
 
@@ -113,22 +120,32 @@ func noConsumer() *mutationrulesv3.HeaderMutation {
 	return &mutationrulesv3.HeaderMutation{Action: &mutationrulesv3.HeaderMutation_Remove{Remove: plugin.ConsumerHeader}}
 }
 
-// httpFilters is the fixed chain: every plugin's filter, disabled, and the router.
+// discoveredFilter is an HTTP filter whose configuration comes by ECDS.
+func discoveredFilter(name, typeURL string) *hcmv3.HttpFilter {
+	return &hcmv3.HttpFilter{Name: name, ConfigType: &hcmv3.HttpFilter_ConfigDiscovery{ConfigDiscovery: &corev3.ExtensionConfigSource{
+		ConfigSource: ads(), TypeUrls: []string{typeURL},
+	}}}
+}
+
+// httpFilters is the fixed chain of plaintext: every plugin's filter, disabled, and
+// the router.
 func httpFilters() []*hcmv3.HttpFilter {
 	var filters []*hcmv3.HttpFilter
 	for _, f := range plugin.Chain() {
-		filter := &hcmv3.HttpFilter{Name: f.Name, Disabled: true}
+		filter := &hcmv3.HttpFilter{Name: f.Name, ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: &anypb.Any{TypeUrl: f.TypeURL}}}
 		if f.Discovered {
-			filter.ConfigType = &hcmv3.HttpFilter_ConfigDiscovery{ConfigDiscovery: &corev3.ExtensionConfigSource{
-				ConfigSource: ads(), TypeUrls: []string{f.TypeURL},
-			}}
-		} else {
-			filter.ConfigType = &hcmv3.HttpFilter_TypedConfig{TypedConfig: &anypb.Any{TypeUrl: f.TypeURL}}
+			filter = discoveredFilter(f.Name, f.TypeURL)
 		}
+		filter.Disabled = true
 		filters = append(filters, filter)
 	}
 	return append(filters, &hcmv3.HttpFilter{
 		Name:       "envoy.filters.http.router",
 		ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: packed(&routerv3.Router{SuppressEnvoyHeaders: true})},
 	})
+}
+
+// httpsFilters is the fixed chain of TLS, where clients may have to have certificates.
+func httpsFilters() []*hcmv3.HttpFilter {
+	return append([]*hcmv3.HttpFilter{discoveredFilter(ClientCertificates, clientCertificatesType)}, httpFilters()...)
 }

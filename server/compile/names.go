@@ -25,6 +25,11 @@ const (
 	RouteKeyHeader = "x-muster-route-key"
 	// RemoteAddrKey is the filter state that holds the client's address.
 	RemoteAddrKey = "muster.remote_addr"
+	// FilterChainKey is the filter state that holds the name of the filter chain.
+	FilterChainKey = "muster.filter_chain"
+	// ClientCertificates is the HTTP filter that keeps hosts whose clients need a
+	// certificate from being reached through the handshake of another host.
+	ClientCertificates = "client-certificates"
 )
 
 // barred writes a path as part of a virtual host's name. Envoy takes for the

@@ -162,6 +162,7 @@ func (t *txn) globalRules() {
 // same name the first by id has it, for Envoy takes a name once only.
 func (t *txn) httpsListener() {
 	taken := map[string]resource.Key{}
+	demanding := map[string][]string{} // by id: names whose clients need certificates
 	var chains []*listenerv3.FilterChain
 	var origins []resource.Key
 	for e := range t.view.All(musterv1.Kind_KIND_SSL) {
@@ -184,14 +185,18 @@ func (t *txn) httpsListener() {
 		if len(own) > 0 {
 			chains = append(chains, chainOf(s, own))
 			origins = append(origins, e.Key)
+			if s.GetClient().GetCa() != "" {
+				demanding[s.GetId()] = own
+			}
 		}
 	}
+	t.put(clientCertificates(taken, demanding))
 	key := Key{ListenerType, ListenerHTTPS}
 	if len(chains) == 0 {
 		t.drop(key)
 		return
 	}
-	t.put(Resource{Key: key, Body: marshal(httpsListener(networkFilters(), chains)), Origins: origins})
+	t.put(Resource{Key: key, Body: marshal(httpsListener(networkFilters(httpsFilters()), chains)), Origins: origins})
 }
 
 // rawResource takes in a raw xDS message, which is delivered as it is.

@@ -111,13 +111,13 @@ func (t *txn) problem(object resource.Key, problems ...resource.Problem) {
 
 // begin makes what every group has.
 func (t *txn) begin() {
-	t.start, t.ruleSet = true, true
+	t.start, t.ruleSet, t.tlsListener = true, true, true
 	for _, f := range plugin.Chain() {
 		if f.Discovered {
 			t.filters[f.Name] = struct{}{}
 		}
 	}
-	t.put(Resource{Key: Key{ListenerType, ListenerHTTP}, Body: marshal(httpListener(networkFilters()))})
+	t.put(Resource{Key: Key{ListenerType, ListenerHTTP}, Body: marshal(httpListener(networkFilters(httpFilters())))})
 }
 
 // object takes in an object as the view has it.
