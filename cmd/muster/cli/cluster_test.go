@@ -4,12 +4,16 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/musterhq/muster/test/e2e/ports"
 )
 
 // member is one server of a cluster that is run from the command line.
@@ -300,4 +304,42 @@ func TestOfSeveralServersOneThatCanServeIsFound(t *testing.T) {
 	if took > 12*time.Second {
 		t.Errorf("that took %s", took)
 	}
+}
+
+// The runbook of docs/operations.md, "A majority is lost for good".
+func TestTheSurvivorOfALostMajorityIsRecoveredByPeersJSON(t *testing.T) {
+	c := &testCluster{t: t, dir: t.TempDir(), vars: map[string]string{}, members: map[string]member{}}
+	raft, err := ports.Free()
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := net.JoinHostPort("127.0.0.1", strconv.Itoa(raft))
+	c.start("a", "--bootstrap", "--raft-addr", addr)
+	c.start("b", "--join", addr)
+	c.start("d", "--join", addr)
+	c.voters(3)
+	c.muster("group", "create", "default")
+	c.write("one.yaml", "consumers:\n- username: kept\n")
+	c.muster("apply", "-f", "one.yaml")
+	for _, m := range c.members {
+		m.stop()
+	}
+	file := filepath.Join(c.dir, "a", "raft", "peers.json")
+	if err := os.WriteFile(file, fmt.Appendf(nil, `[{"id": "a", "address": %q, "non_voter": false}]`, addr), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c.members = map[string]member{}
+	c.start("a", "--bootstrap", "--raft-addr", addr)
+	c.muster("get", "consumer/kept")
+	if got := c.epoch(); got != 2 {
+		t.Errorf("epoch %d after a recovery", got)
+	}
+	if peers := c.peers("a"); len(peers) != 1 || !peers[0].Leader {
+		t.Errorf("peers %+v", peers)
+	}
+	if _, err := os.Stat(file + ".done"); err != nil {
+		t.Error(err)
+	}
+	c.start("e", "--join", addr)
+	c.voters(2)
 }
