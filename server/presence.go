@@ -185,13 +185,17 @@ func (p *presence) exchange(ctx context.Context, everyone bool) {
 	wg.Wait()
 }
 
-func (p *presence) exchangeWith(ctx context.Context, peer *presentPeer) {
-	ctx, cancel := context.WithTimeout(ctx, presenceTimeout)
-	defer cancel()
+func (p *presence) exchangeWith(caller context.Context, peer *presentPeer) {
 	peer.ask.Lock()
 	defer peer.ask.Unlock()
+	// Whoever held the lock has had its own time.
+	ctx, cancel := context.WithTimeout(caller, presenceTimeout)
+	defer cancel()
 	for {
 		resp, err := p.question(ctx, peer)
+		if err != nil && caller.Err() != nil {
+			return // nobody waits for the answer any more: that is not the server's fault
+		}
 		if err != nil {
 			if peer.failed(p.now()) {
 				p.logger.Warn("a server is out of reach; its data planes count as offline", "peer", peer.id, "error", err)

@@ -197,3 +197,24 @@ func FuzzPeerMessage(f *testing.F) {
 		}
 	})
 }
+
+// hangs answers only when its caller has gone away.
+type hangs struct{ peerOf }
+
+func (hangs) Call(ctx context.Context, _ string, _ []byte) ([]byte, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+// Whoever lists data planes may hang up: the other servers are none the worse.
+func TestACallerThatGoesAwayMakesNoServerFail(t *testing.T) {
+	n, _ := newPeers(t, "a", "b")
+	a := n.at["a"]
+	a.store = hangs{peerOf{n, "a"}}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	a.Refresh(ctx)
+	if a.peers["b"].isFailing() {
+		t.Fatal("b counts as out of reach")
+	}
+}
