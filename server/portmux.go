@@ -17,6 +17,10 @@ const sniffTimeout = 5 * time.Second
 // maxSniffing bounds the connections that have not said yet what they speak.
 const maxSniffing = 256
 
+// maxAdminConns bounds the connections of the admin port: who has no key can keep
+// one open, but not take the file descriptors that data planes and peers need.
+const maxAdminConns = 4096
+
 // http2Preface begins every HTTP/2 connection; gRPC speaks nothing else.
 var http2Preface = []byte("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
 
@@ -31,6 +35,7 @@ type portMux struct {
 	grpc  *muxListener
 	http  *muxListener
 	slots chan struct{} // one for each connection that is being sniffed
+	open  chan struct{} // one for each connection
 
 	mu       sync.Mutex
 	closed   bool
@@ -45,6 +50,7 @@ func newPortMux(ln net.Listener, config *tls.Config) *portMux {
 		grpc:     newMuxListener(ln.Addr()),
 		http:     newMuxListener(ln.Addr()),
 		slots:    make(chan struct{}, maxSniffing),
+		open:     make(chan struct{}, maxAdminConns),
 		sniffing: map[net.Conn]struct{}{},
 	}
 }
@@ -91,6 +97,13 @@ func (m *portMux) serve() error {
 				continue
 			}
 			return err
+		}
+		select {
+		case m.open <- struct{}{}:
+			conn = &countedConn{Conn: conn, open: m.open}
+		default:
+			_ = conn.Close()
+			continue
 		}
 		m.slots <- struct{}{}
 		wg.Go(func() {
@@ -158,6 +171,18 @@ func (m *portMux) close() error {
 	}
 	m.mu.Unlock()
 	return m.ln.Close()
+}
+
+// countedConn gives its place up when it is closed.
+type countedConn struct {
+	net.Conn
+	open chan struct{}
+	once sync.Once
+}
+
+func (c *countedConn) Close() error {
+	c.once.Do(func() { <-c.open })
+	return c.Conn.Close()
 }
 
 // peekedConn gives back the bytes that were read from it.

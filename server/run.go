@@ -81,6 +81,9 @@ func (s *Server) Run(ctx context.Context) error {
 	return parts.outcome(failure)
 }
 
+// httpIdle is how long an HTTP connection may stay open between two requests.
+const httpIdle = 2 * time.Minute
+
 // openPorts serves on every listener.
 func (s *Server) openPorts(parts *children) *ports {
 	checks := health.NewServer()
@@ -88,7 +91,7 @@ func (s *Server) openPorts(parts *children) *ports {
 	p := &ports{
 		mux:       newPortMux(s.adminLn, tlsConfig(s.adminTLS)),
 		admin:     s.adminServer(checks),
-		adminHTTP: &http.Server{Handler: s.httpHandler(), ReadHeaderTimeout: sniffTimeout},
+		adminHTTP: &http.Server{Handler: s.httpHandler(), ReadHeaderTimeout: sniffTimeout, IdleTimeout: httpIdle},
 		xds:       s.xdsServer(),
 		health:    checks,
 	}
@@ -99,7 +102,7 @@ func (s *Server) openPorts(parts *children) *ports {
 		parts.start("admin port", serving(p.mux.serve)),
 	}
 	if s.opsLn != nil {
-		p.ops = &http.Server{Handler: s.opsHandler(auth.PermissionPublic), ReadHeaderTimeout: sniffTimeout}
+		p.ops = &http.Server{Handler: s.opsHandler(auth.PermissionPublic), ReadHeaderTimeout: sniffTimeout, IdleTimeout: httpIdle}
 		p.running = append(p.running, parts.start("ops port", serving(func() error { return p.ops.Serve(s.opsLn) })))
 	}
 	return p
