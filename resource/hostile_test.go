@@ -6,6 +6,9 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+
 	musterv1 "github.com/musterhq/muster/proto/muster/v1"
 	"github.com/musterhq/muster/resource"
 )
@@ -97,5 +100,31 @@ func TestLargeTextsAreReadInTimeProportionalToTheirSize(t *testing.T) {
 	}
 	if _, problems := resource.DecodeFile("g", text); len(problems) > 0 {
 		t.Fatal(problems)
+	}
+}
+
+// A message may come over gRPC, where no text's bounds apply.
+func TestMessagesPackedInEachOtherWithoutEndAreRefused(t *testing.T) {
+	nested := func(levels int) *musterv1.Resource {
+		packed := &anypb.Any{TypeUrl: "type.googleapis.com/envoy.config.cluster.v3.Cluster"}
+		for range levels {
+			body, err := proto.Marshal(packed)
+			if err != nil {
+				t.Fatal(err)
+			}
+			packed = &anypb.Any{TypeUrl: "type.googleapis.com/google.protobuf.Any", Value: body}
+		}
+		return &musterv1.Resource{Kind: &musterv1.Resource_XdsResource{XdsResource: &musterv1.XdsResource{Id: "x", Resource: packed}}}
+	}
+	if problems := resource.Validate(nested(5)); len(problems) > 0 {
+		t.Errorf("a few levels: %v", problems)
+	}
+	start := time.Now()
+	problems := resource.Validate(nested(5000))
+	if len(problems) != 1 || problems[0].Code != resource.CodeTooLarge || problems[0].Path != "resource" {
+		t.Errorf("got %v", problems)
+	}
+	if took := time.Since(start); took > 5*time.Second {
+		t.Errorf("it took %s", took)
 	}
 }

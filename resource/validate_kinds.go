@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/emptypb"
@@ -195,6 +196,8 @@ func (c *checker) xdsResource(raw *musterv1.XdsResource) {
 		c.add("resource", CodeInvalid, fmt.Sprintf("%s is not a type URL of xDS", quote(url)), "type URLs begin with type.googleapis.com/")
 	case strings.HasPrefix(url, "type.googleapis.com/muster."):
 		c.add("resource", CodeUnsupported, "muster's own messages cannot be sent as xDS", "")
+	case packedTooDeep(raw.GetResource(), 0):
+		c.add("resource", CodeTooLarge, fmt.Sprintf("messages are packed in each other more than %d levels deep", maxPacked), "")
 	case !decodes(raw.GetResource()):
 		// A data plane would refuse it, and with it the response that it comes in.
 		c.add("resource", CodeInvalid, "the value is not a message of the type "+quote(strings.TrimPrefix(url, "type.googleapis.com/")), "")
@@ -209,4 +212,40 @@ func decodes(message *anypb.Any) bool {
 		err = proto.Unmarshal(message.GetValue(), &emptypb.Empty{})
 	}
 	return err == nil
+}
+
+// maxPacked bounds how deep messages are packed in each other: opening them, as
+// everybody does who looks for secrets in them, costs their size at each level.
+const maxPacked = 32
+
+// packedTooDeep looks into packed messages of types that this program knows; into
+// others nobody else here looks either.
+func packedTooDeep(m proto.Message, level int) bool {
+	if packed, ok := m.(*anypb.Any); ok {
+		if level++; level > maxPacked {
+			return true
+		}
+		inner, err := packed.UnmarshalNew()
+		return err == nil && packedTooDeep(inner, level)
+	}
+	deep := false
+	m.ProtoReflect().Range(func(fd protoreflect.FieldDescriptor, value protoreflect.Value) bool {
+		each := func(m protoreflect.Message) { deep = deep || packedTooDeep(m.Interface(), level) }
+		switch {
+		case fd.IsMap() && fd.MapValue().Message() != nil:
+			value.Map().Range(func(_ protoreflect.MapKey, entry protoreflect.Value) bool {
+				each(entry.Message())
+				return !deep
+			})
+		case fd.IsMap() || fd.Message() == nil:
+		case fd.IsList():
+			for i := range value.List().Len() {
+				each(value.List().Get(i).Message())
+			}
+		default:
+			each(value.Message())
+		}
+		return !deep
+	})
+	return deep
 }
