@@ -12,8 +12,8 @@ var (
 	// privateKey is a PEM block, or what is left of one, also with its line
 	// breaks escaped.
 	privateKey = regexp.MustCompile(`-----BEGIN [A-Z ]*PRIVATE KEY-----(?:[^"]*?-----END [A-Z ]*PRIVATE KEY-----|[^"]*)`)
-	// inlineSecret is a field of the text format that holds one.
-	inlineSecret = regexp.MustCompile(`(inline_(?:string|bytes)|password|key|token|secret)(:\s*)"(?:[^"\\]|\\.)*"?`)
+	// inlineSecret is a field of the text format, or of JSON, that holds one.
+	inlineSecret = regexp.MustCompile(`((?i:inline_?(?:string|bytes)|password|key|token|secret))("?\s*:\s*)"(?:[^"\\]|\\.)*"?`)
 )
 
 // cleanDetail makes what a data plane said fit to be shown to everybody who may

@@ -172,7 +172,7 @@ func (r *Registry) attribute(groupID string, e xds.Nacked, x xds.Refused) *muste
 			}
 		}
 	}
-	for _, k := range origins {
+	for _, k := range origins[:min(len(origins), objectLimit)] {
 		m.Objects = append(m.Objects, k.Proto())
 	}
 	if len(origins) > 0 {

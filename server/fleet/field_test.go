@@ -51,6 +51,8 @@ func TestWhatADataPlaneSaidIsShownWithoutSecretsAndDumps(t *testing.T) {
 		"a private key, escaped":    {`key: "-----BEGIN PRIVATE KEY-----\nMIIE\n" and more`, `key: "***" and more`},
 		"a private key, cut short":  {"bad: -----BEGIN PRIVATE KEY-----\nMIIEvQ", "bad: ***"},
 		"a secret field":            {`refused inline_string: "hu\"sh" there`, `refused inline_string: "***" there`},
+		"a secret field of JSON":    {`refused {"inline_string": "hu\"sh","a":"b"} there`, `refused {"inline_string": "***","a":"b"} there`},
+		"JSON's own names":          {`refused {"inlineBytes":"aHVzaA==", "x-api-Key" : "hush"}`, `refused {"inlineBytes":"***", "x-api-Key" : "***"}`},
 		"a secret field, cut short": {`refused password: "hus`, `refused password: "***"`},
 		"not UTF-8":                 {"bad \xff byte", "bad � byte"},
 	} {

@@ -19,6 +19,9 @@ const (
 	streamLimit  = 256
 	typeLimit    = 32
 	refusalLimit = 64
+	// objectLimit bounds the objects named behind a refused resource: a filter that
+	// holds every credential is made from thousands.
+	objectLimit = 64
 )
 
 // The states, for short.

@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -380,5 +381,24 @@ func TestAStreamThatOutlivesItsGroupLeavesNothingBehind(t *testing.T) {
 	d.disconnect()
 	if len(r.groups) != 0 || len(r.Counts()) != 0 {
 		t.Errorf("groups = %v", r.Counts())
+	}
+}
+
+func TestARefusalNamesABoundedNumberOfObjects(t *testing.T) {
+	var origins []resource.Key
+	for i := range 5000 {
+		origins = append(origins, resource.CredentialKey("ann", fmt.Sprint(i)))
+	}
+	r, _ := newRegistry(t, func(c *Config) {
+		c.Describe = func(string, string, string) ([]resource.Key, *musterv1.Revision, bool) {
+			return origins, &musterv1.Revision{Revision: 3}, true
+		}
+	})
+	r.Published("g", rev(3))
+	d := connect(r, 1, "a").subscribe(compile.ExtensionConfigType)
+	r.Nacked(d.s, xds.Nacked{TypeURL: compile.ExtensionConfigType, Detail: "no", Refused: []xds.Refused{{Name: "key-auth"}}})
+	got := one(t, r, "a").GetRefusals()[0]
+	if len(got.GetObjects()) != objectLimit || got.GetObjects()[0].GetId() != "ann/0" || got.GetRevision() != 3 {
+		t.Errorf("%d objects, revision %d", len(got.GetObjects()), got.GetRevision())
 	}
 }
