@@ -133,6 +133,9 @@ func (c Config) validate() error {
 	if !c.XDSTLS.Enabled() && !c.Insecure {
 		errs = append(errs, errors.New("the xDS port has no certificate and plaintext was not asked for"))
 	}
+	if c.XDSTLS.Enabled() && c.XDSTLS.ClientCAFile == "" {
+		errs = append(errs, errors.New("the xDS port has a certificate but no client CA: every data plane would be refused"))
+	}
 	if c.XDSTLS.Enabled() && c.TrustDomain == "" {
 		errs = append(errs, errors.New("the xDS port has a certificate but no trust domain to check data planes against"))
 	}

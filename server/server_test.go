@@ -127,6 +127,14 @@ func TestEveryMissingSettingIsNamedAtOnce(t *testing.T) {
 			t.Errorf("err = %v, want it to name %q", err, want)
 		}
 	}
+	cfg := testConfig(t)
+	cfg.XDSTLS = auth.TLSFiles{CertFile: "cert.pem", KeyFile: "key.pem"}
+	_, err = New(cfg)
+	for _, want := range []string{"no client CA", "no trust domain"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v does not name %q", err, want)
+		}
+	}
 }
 
 func TestAServerThatIsNeverRunReleasesEverything(t *testing.T) {

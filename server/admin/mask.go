@@ -3,6 +3,7 @@ package admin
 import (
 	"fmt"
 	"slices"
+	"strings"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -127,9 +128,11 @@ func walk(m protoreflect.Message, path string, visit func(path string, l leaf) l
 		case fd.IsMap():
 			val := fd.MapValue()
 			v.Map().Range(func(k protoreflect.MapKey, entry protoreflect.Value) bool {
+				// A key may hold a dot: it must not pass for two names.
+				key := join(at, resource.FieldPath(k.String()))
 				if val.Message() != nil {
-					walk(entry.Message(), join(at, k.String()), visit)
-				} else if nv, ok := visited(val, entry, join(at, k.String()), visit); ok {
+					walk(entry.Message(), key, visit)
+				} else if nv, ok := visited(val, entry, key, visit); ok {
 					v.Map().Set(k, nv)
 				}
 				return true
@@ -214,8 +217,8 @@ func fieldPath(path string, fd protoreflect.FieldDescriptor) string {
 }
 
 func join(path, name string) string {
-	if path == "" {
-		return name
+	if path == "" || strings.HasPrefix(name, "[") {
+		return path + name
 	}
 	return path + "." + name
 }

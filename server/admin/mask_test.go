@@ -44,8 +44,11 @@ func rawSecret(t *testing.T, key string) *musterv1.Resource {
 
 func TestWhatWasReadMaskedCanBeWrittenBackUnchanged(t *testing.T) {
 	for name, stored := range map[string]*musterv1.Resource{
-		"a private key":        sslOf("CERT", "KEY"),
-		"a key":                credential(t, "key-auth", map[string]any{"key": "k-123"}),
+		"a private key": sslOf("CERT", "KEY"),
+		"a key":         credential(t, "key-auth", map[string]any{"key": "k-123"}),
+		"names with dots": credential(t, "hmac-auth", map[string]any{
+			"a.b": "one", "a": map[string]any{"b": "two", "c[0]": "three", "c": []any{"four"}}, `a"`: map[string]any{"": "five"},
+		}),
 		"a nested number":      credential(t, "hmac-auth", map[string]any{"secret_key": 42, "list": []any{"a", 1}}),
 		"a raw message's key":  rawSecret(t, "KEY"),
 		"several private keys": {Kind: &musterv1.Resource_Ssl{Ssl: &musterv1.Ssl{Id: "s", Cert: "C", Key: "K", Certs: []string{"C2"}, Keys: []string{"K2"}}}},

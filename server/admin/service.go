@@ -17,7 +17,8 @@ import (
 
 // Store is the replicated store, as far as the API needs it.
 type Store interface {
-	// Apply commits a command; it returns when the command is applied here.
+	// Apply commits a command; it returns when the leader has applied it, which need
+	// not be here.
 	Apply(ctx context.Context, cmd *musterv1.Command) (state.Result, error)
 	// State is the state as this server has it.
 	State() *state.State

@@ -86,6 +86,10 @@ func TestABadKeyFileIsRefusedWithTheReason(t *testing.T) {
 		"no name":            {`[{"role":"admin","sha256":"` + hash + `"}]`, "key 0: name is missing", 0o600},
 		"unknown role":       {`[{"name":"a","role":"root","sha256":"` + hash + `"}]`, `unknown role "root"`, 0o600},
 		"role none":          {`[{"name":"a","role":"none","sha256":"` + hash + `"}]`, `unknown role "none"`, 0o600},
+		"a second list":      {`[] []`, "more text after the list", 0o600},
+		"a long name":        {`[{"name":"` + strings.Repeat("a", 129) + `","role":"admin","sha256":"` + hash + `"}]`, "key 0: name is longer than 128 bytes", 0o600},
+		"a line in a name":   {`[{"name":"a\nb","role":"admin","sha256":"` + hash + `"}]`, "control character", 0o600},
+		"one key, two roles": {`[{"name":"a","role":"viewer","sha256":"` + hash + `"},{"name":"b","role":"admin","sha256":"` + hash + `"}]`, `key 1: it is the same key as key 0, "a"`, 0o600},
 		"short hash":         {`[{"name":"a","role":"admin","sha256":"abcd"}]`, "64 hexadecimal digits", 0o600},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -94,7 +94,7 @@ func (d DataPlanes) AuthorizeRelay(ctx context.Context, id string) (Carrier, err
 		return c, status.Error(codes.Unauthenticated, "a client certificate is required")
 	}
 	for _, uri := range uris {
-		if uri.Scheme != "spiffe" || uri.Host != d.TrustDomain || strings.Contains(id, "/") {
+		if !d.plain(uri) || strings.Contains(id, "/") {
 			continue
 		}
 		rest, ok := strings.CutPrefix(uri.Path, "/relay/"+id)
@@ -132,7 +132,7 @@ func (d DataPlanes) authorizeRelay(ctx context.Context, node *corev3.Node, group
 // parse reads spiffe://<trust-domain>/group/<group>/node/<id>. The id may hold
 // slashes, the group may not.
 func (d DataPlanes) parse(uri *url.URL) (group, node string, ok bool) {
-	if uri.Scheme != "spiffe" || uri.Host != d.TrustDomain {
+	if !d.plain(uri) {
 		return "", "", false
 	}
 	rest, ok := strings.CutPrefix(uri.Path, "/group/")
@@ -141,6 +141,13 @@ func (d DataPlanes) parse(uri *url.URL) (group, node string, ok bool) {
 	}
 	group, node, ok = strings.Cut(rest, "/node/")
 	return group, node, ok && group != "" && node != "" && !strings.Contains(group, "/")
+}
+
+// plain tells whether a URI is a SPIFFE id of the trust domain and nothing more:
+// an escaped slash, for example, would make another name of the same bytes.
+func (d DataPlanes) plain(uri *url.URL) bool {
+	bare := url.URL{Scheme: "spiffe", Host: d.TrustDomain, Path: uri.Path}
+	return uri.Host == d.TrustDomain && uri.String() == bare.String()
 }
 
 // peerURIs returns the URI SANs of the verified leaf certificate, and whether

@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -18,10 +19,14 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+	"unicode"
 )
 
 // KeyPrefix begins every generated key, so that a leaked one can be recognised.
 const KeyPrefix = "mst-"
+
+// maxKeyName bounds the name of a key, in bytes: it is kept with each revision.
+const maxKeyName = 128
 
 // ErrKeyFileMode says that others than the owner may read or write a key file.
 var ErrKeyFileMode = errors.New("the key file is accessible to others; use mode 0600")
@@ -111,9 +116,17 @@ func ReadKeys(path string) ([]Key, error) {
 	if err := dec.Decode(&raw); err != nil {
 		return nil, fmt.Errorf("read API keys: %s: %w", path, err)
 	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("read API keys: %s: there is more text after the list", path)
+	}
 	keys := make([]Key, 0, len(raw))
 	for i, r := range raw {
 		key, err := r.key()
+		if err == nil {
+			if j := slices.IndexFunc(keys, func(k Key) bool { return k.Hash == key.Hash }); j >= 0 {
+				err = fmt.Errorf("it is the same key as key %d, %q", j, keys[j].Name)
+			}
+		}
 		if err != nil {
 			return nil, fmt.Errorf("read API keys: %s: key %d: %w", path, i, err)
 		}
@@ -125,6 +138,9 @@ func ReadKeys(path string) ([]Key, error) {
 func (r fileKey) key() (Key, error) {
 	if strings.TrimSpace(r.Name) == "" {
 		return Key{}, errors.New("name is missing")
+	}
+	if len(r.Name) > maxKeyName || strings.ContainsFunc(r.Name, unicode.IsControl) {
+		return Key{}, fmt.Errorf("name is longer than %d bytes or holds a control character", maxKeyName)
 	}
 	role, err := ParseRole(r.Role)
 	if err != nil {
