@@ -121,6 +121,7 @@ func TestAGroupInUseIsDeletedByForceOnly(t *testing.T) {
 	_, err := h.admin.DeleteGroup(h.as(adminKey), &musterv1.DeleteGroupRequest{Group: "g"})
 	wantCode(t, err, codes.FailedPrecondition, ReasonGroupNotEmpty)
 	h.commit(del(musterv1.Kind_KIND_SERVICE, "pay"))
+	h.fleet.Published("g", fleet.Version{Epoch: 1, Revision: 2})
 	h.fleet.Connected(&xds.Stream{ID: 1, Group: "g", Node: "dp"})
 	_, err = h.admin.DeleteGroup(h.as(adminKey), &musterv1.DeleteGroupRequest{Group: "g"})
 	wantCode(t, err, codes.FailedPrecondition, ReasonDataPlanesLive)
