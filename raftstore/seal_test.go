@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -165,14 +166,13 @@ func TestNothingIsStoredWhenOnlyRoomForVotesIsLeft(t *testing.T) {
 // A stopped process, or machine, finds a write that began before it stood still.
 func TestTheWatchdogDoesNotTakeAPauseForAHungDisk(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var pause time.Duration
+		var pause atomic.Int64
 		log := &logStore{}
 		fatal := make(chan error, 1)
 		dog := &watchdog{log: log, limit: 2 * time.Second, floor: 1, fatal: func(err error) { fatal <- err }}
 		// Looking at the free space stands in for the whole process.
 		dog.free = func(string) (uint64, error) {
-			time.Sleep(pause)
-			pause = 0
+			time.Sleep(time.Duration(pause.Swap(0)))
 			return 1 << 40, nil
 		}
 		ctx, stop := context.WithCancel(t.Context())
@@ -181,7 +181,7 @@ func TestTheWatchdogDoesNotTakeAPauseForAHungDisk(t *testing.T) {
 		hang := make(chan struct{})
 		wg.Go(func() { _ = log.write("a write", func() error { <-hang; return nil }) })
 		synctest.Wait()
-		pause = 10 * time.Second
+		pause.Store(int64(10 * time.Second))
 		time.Sleep(11 * time.Second)
 		select {
 		case err := <-fatal:

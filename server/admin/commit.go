@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
@@ -13,9 +14,10 @@ import (
 	"github.com/musterhq/muster/resource"
 )
 
-// commitTries bounds how often a transaction is judged again because another
-// server's changed the group between judgement and commit.
-const commitTries = 50
+// commitTimeout bounds a transaction when the call has no deadline. Until then it
+// is judged again whenever another server's changes the group between judgement
+// and commit: a caller who named no revision is never told of a conflict.
+const commitTimeout = 10 * time.Second
 
 // Commit implements AdminService.
 func (s *Service) Commit(ctx context.Context, req *musterv1.CommitRequest) (*musterv1.CommitResponse, error) {
@@ -46,6 +48,8 @@ type proposal interface {
 // at another one it might not pass. If the group has moved on when it would be
 // committed, and the caller named no revision, it is judged anew.
 func (s *Service) judged(ctx context.Context, req proposal, do func(*state.Group) (*musterv1.CommitResponse, error)) (*musterv1.CommitResponse, error) {
+	ctx, cancel := withDeadline(ctx, commitTimeout)
+	defer cancel()
 	if !req.GetDryRun() {
 		leave, err := s.lanes.enter(ctx, s.groupID(req.GetGroup()))
 		if err != nil {
@@ -55,7 +59,7 @@ func (s *Service) judged(ctx context.Context, req proposal, do func(*state.Group
 	}
 	_, _, leader := s.cfg.Store.Leader()
 	certain := req.GetDryRun() || !leader
-	for try := 1; ; try++ {
+	for {
 		g, err := s.readGroup(ctx, req.GetGroup(), !certain)
 		var resp *musterv1.CommitResponse
 		if err == nil {
@@ -68,11 +72,13 @@ func (s *Service) judged(ctx context.Context, req proposal, do func(*state.Group
 		switch {
 		case err == nil:
 			return resp, nil
-		case errors.As(err, &pinned) && try < commitTries:
+		case errors.As(err, &pinned) && ctx.Err() == nil:
 			// The revision that was in the way may not have come here yet.
 			certain = certain || !s.reached(req.GetGroup(), pinned.Actual)
 		case !certain && isRefusal(err):
 			certain = true
+		case errors.As(err, &pinned):
+			return nil, fmt.Errorf("group %q: other transactions came first until the time was up: %w", g.ID(), ctx.Err())
 		default:
 			return nil, err
 		}

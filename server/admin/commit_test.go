@@ -431,3 +431,31 @@ func TestARetryIsNotJudgedAgain(t *testing.T) {
 		t.Fatalf("the retry got %v, %v; the first %v", again, err, first)
 	}
 }
+
+// Three servers that write to one group are in each other's way at every try.
+func TestAWriteWithoutAConditionMeetsNoConflictHoweverOftenOthersComeFirst(t *testing.T) {
+	h := newHarness(t)
+	h.group("g")
+	others := 0
+	var first func(*fakeStore)
+	first = func(f *fakeStore) {
+		if others++; others > 200 {
+			return
+		}
+		res := f.commit(&musterv1.Command{Author: "other", Command: &musterv1.Command_Commit{Commit: &musterv1.CommitCommand{
+			Group: "g", Changes: []*musterv1.Change{put(serviceOf("other", fmt.Sprintf("10.0.0.%d", others)))},
+		}}})
+		if res.Err != nil {
+			t.Error(res.Err)
+		}
+		f.mu.Lock()
+		f.before = first
+		f.mu.Unlock()
+	}
+	h.store.mu.Lock()
+	h.store.before = first
+	h.store.mu.Unlock()
+	if resp := h.commit(put(serviceOf("mine", "10.0.1.1"))); resp.GetRevision() != 201 {
+		t.Fatalf("revision = %d after 200 of others, want 201", resp.GetRevision())
+	}
+}
