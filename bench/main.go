@@ -31,10 +31,12 @@ func run(args []string) int {
 	switch args[0] {
 	case "run":
 		err = runCommand(ctx, args[1:])
+	case "commit":
+		err = commitCommand(ctx, args[1:])
 	case "serve", "load", "memory":
 		err = processCommand(ctx, args[0], args[1:])
 	default:
-		err = fmt.Errorf("unknown command %q: want run", args[0])
+		err = fmt.Errorf("unknown command %q: want run or commit", args[0])
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
