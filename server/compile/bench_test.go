@@ -146,3 +146,35 @@ func BenchmarkFull(b *testing.B) {
 		}
 	}
 }
+
+// What gRPC clients of a large group cost: one changed route, and all of it.
+func BenchmarkProxyless(b *testing.B) {
+	const n = 10000
+	st := newStore(b)
+	st.commit(shapes[0].group(n))
+	p, _ := compile.FullProxyless(st.group().View())
+	var e edit
+	for i := range 2 {
+		e.views[i], e.changes[i] = st.commit([]*musterv1.Resource{grpcRoute("r7", "s7", fmt.Sprintf("/v%d/*", i))})
+	}
+	b.Run("route", func(b *testing.B) {
+		p := p
+		b.ReportAllocs()
+		stop := cpu(b)
+		for i := 0; b.Loop(); i++ {
+			var delta compile.Delta
+			if p, delta = p.Next(e.views[i%2], e.changes[i%2]); len(delta.Upsert) != 1 {
+				b.Fatalf("%d resources changed", len(delta.Upsert))
+			}
+		}
+		stop()
+	})
+	b.Run("full", func(b *testing.B) {
+		b.ReportAllocs()
+		stop := cpu(b)
+		for b.Loop() {
+			compile.FullProxyless(e.views[1])
+		}
+		stop()
+	})
+}
