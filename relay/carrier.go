@@ -24,6 +24,8 @@ type carrier struct {
 	id  string // of the group
 	out publisher
 	log *slog.Logger
+	// grpc: of gRPC's own xDS clients, who ask for listeners by names of their making.
+	grpc bool
 
 	snap *snapshot.Snapshot // as last published; nil before
 	at   *dataplane.State   // what snap was made of
@@ -46,6 +48,9 @@ func (c *carrier) Apply(_ context.Context, u *dataplane.Update) error {
 		from := c.snap
 		if from == nil {
 			from = snapshot.Empty(c.id, v.Epoch)
+			if c.grpc {
+				from = from.WithTemplate(compile.ListenerType, compile.ServerListener)
+			}
 		}
 		next = from.Replace(v, c.everything(u.State))
 	}

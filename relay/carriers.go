@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+
 	musterv1 "github.com/musterhq/muster/proto/muster/v1"
 
 	"github.com/musterhq/muster/dataplane"
@@ -27,6 +29,9 @@ type carried struct {
 	client *dataplane.Client
 	// served is the version that data planes are given; nil before the first.
 	served atomic.Pointer[snapshot.Version]
+	// grpc is what gRPC's own xDS clients see of the group, which is another set of
+	// resources; nil before the first of them. Guarded by carriers.mu.
+	grpc *carried
 }
 
 // carriers are the groups that the relay carries.
@@ -34,6 +39,7 @@ type carriers struct {
 	cfg      *Config
 	upstream *dataplane.Upstream
 	hub      *xds.Hub
+	grpcHub  *xds.Hub // of gRPC's own xDS clients
 	fleet    *fleet.Registry
 	metrics  *metrics
 	log      *slog.Logger
@@ -61,7 +67,49 @@ func (c *carriers) recall() {
 	case ok:
 		wanted := slices.DeleteFunc(l.messages(), func(g *musterv1.RelayedGroup) bool { return !c.wants(g) })
 		c.carry(wanted, l.Foreign)
+		for _, g := range l.Groups {
+			if g.GRPC && !l.Foreign {
+				c.wantGRPC(g.ID)
+			}
+		}
 	}
+}
+
+// wantGRPC makes the relay follow what gRPC's own xDS clients see of a group: most
+// groups have none, and need not pay for it. Once there was one, it stays so.
+func (c *carriers) wantGRPC(id string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	g := c.groups[id]
+	if g == nil || g.grpc != nil || c.foreign {
+		return
+	}
+	var err error
+	if g.grpc, err = c.begin(g.group, false, true); err != nil {
+		c.log.Error("a group cannot be carried for gRPC clients", "carries", id, "error", err)
+		return
+	}
+	c.remember()
+}
+
+// source offers the snapshots to the sessions.
+type source struct{ *carriers }
+
+var _ xds.Source = source{}
+
+// Subscribe implements xds.Source.
+func (s source) Subscribe(group string, node *corev3.Node, wake func()) (xds.Feed, error) {
+	if s.apart(node) {
+		return s.grpcHub.Subscribe(group, node, wake)
+	}
+	return s.hub.Subscribe(group, node, wake)
+}
+
+// apart reports whether a node sees other resources than the rest.
+func (c *carriers) apart(node *corev3.Node) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return xds.Proxyless(node) && !c.foreign
 }
 
 // wants reports whether the configuration asks for a group.
@@ -81,7 +129,9 @@ func (c *carriers) wants(g *musterv1.RelayedGroup) bool {
 // any more are served on.
 func (c *carriers) list(groups []*musterv1.RelayedGroup) {
 	c.carry(groups, false)
-	c.remember(listOf(groups))
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.remember()
 }
 
 // alien takes in that the upstream is not muster: the groups are those of the
@@ -96,12 +146,25 @@ func (c *carriers) alien() {
 		return
 	}
 	c.carry(groups, true)
-	l := listOf(groups)
-	l.Foreign = true
-	c.remember(l)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.remember()
 }
 
-func (c *carriers) remember(l groupList) {
+// remember keeps the list of groups on disk. c.mu is held.
+func (c *carriers) remember() {
+	var listed []*musterv1.RelayedGroup
+	for _, g := range c.groups {
+		if g.listed {
+			listed = append(listed, g.group)
+		}
+	}
+	slices.SortFunc(listed, func(a, b *musterv1.RelayedGroup) int { return cmp.Compare(a.GetId(), b.GetId()) })
+	l := listOf(listed)
+	l.Foreign = c.foreign
+	for i := range l.Groups {
+		l.Groups[i].GRPC = c.groups[l.Groups[i].ID].grpc != nil
+	}
 	if err := writeList(c.cfg.DataDir, l); err != nil {
 		c.log.Error("the list of groups is not kept on disk", "error", err)
 	}
@@ -122,7 +185,7 @@ func (c *carriers) carry(groups []*musterv1.RelayedGroup, foreign bool) {
 		had := c.groups[g.GetId()]
 		if had == nil {
 			var err error
-			if had, err = c.begin(g, foreign); err != nil {
+			if had, err = c.begin(g, foreign, false); err != nil {
 				c.log.Error("a group cannot be carried", "carries", g.GetId(), "error", err)
 				continue
 			}
@@ -143,28 +206,33 @@ func (c *carriers) carry(groups []*musterv1.RelayedGroup, foreign bool) {
 	}
 }
 
-// begin starts to follow a group.
-func (c *carriers) begin(g *musterv1.RelayedGroup, foreign bool) (*carried, error) {
+// begin starts to follow a group, as gRPC's own xDS clients or as all others see it.
+func (c *carriers) begin(g *musterv1.RelayedGroup, foreign, grpc bool) (*carried, error) {
 	id := g.GetId()
-	c.hub.Expect(id)
+	hub, dir, label, metadata := c.hub, "groups", id, map[string]any(nil)
+	if grpc {
+		hub, dir, label, metadata = c.grpcHub, "grpc", id+"/grpc", map[string]any{xds.RelayedClients: xds.RelayedGRPC}
+	}
+	hub.Expect(id)
 	out := &carried{group: g}
-	log := c.log.With("carries", id)
+	log := c.log.With("carries", label)
 	cfg := dataplane.Config{
 		Upstream: c.upstream,
 		Group:    c.word(g), NodeID: c.cfg.ID,
 		UserAgentName: xds.RelayAgent, UserAgentVersion: c.cfg.Version,
 		TypeURLs: []string{dataplane.RelayType}, Manifest: dataplane.ManifestRequired, ManifestKeys: c.cfg.ManifestKeys,
-		CacheDir: filepath.Join(c.cfg.DataDir, "groups"), CacheKey: c.cfg.CacheKey, WriteAhead: true,
-		Logger: c.log, Timing: c.cfg.Upstreaming, Hooks: c.metrics.hooks(id),
+		Metadata: metadata,
+		CacheDir: filepath.Join(c.cfg.DataDir, dir), CacheKey: c.cfg.CacheKey, WriteAhead: true,
+		Logger: c.log, Timing: c.cfg.Upstreaming, Hooks: c.metrics.hooks(label),
 	}
 	var end func()
 	if foreign {
 		cfg.UserAgentName = "muster-relay-type-by-type" // of no meaning upstream
 		cfg.TypeURLs, cfg.Manifest, cfg.ManifestKeys = dataplane.DefaultTypes(), dataplane.ManifestOff, nil
-		h := newForeignCarrier(id, c.publisher(out), len(cfg.TypeURLs), log)
+		h := newForeignCarrier(id, c.publisher(out, grpc), len(cfg.TypeURLs), log)
 		cfg.Handler, end = h, h.close
 	} else {
-		cfg.Handler, end = &carrier{id: id, out: c.publisher(out), log: log}, func() {}
+		cfg.Handler, end = &carrier{id: id, out: c.publisher(out, grpc), log: log, grpc: grpc}, func() {}
 	}
 	if foreign && len(c.cfg.ManifestKeys) > 0 {
 		return nil, fmt.Errorf("the upstream signs nothing, and only signed configuration is trusted")
@@ -177,7 +245,7 @@ func (c *carriers) begin(g *musterv1.RelayedGroup, foreign bool) (*carried, erro
 	c.run(func(ctx context.Context) error {
 		defer end()
 		if err := client.Run(ctx); err != nil {
-			return fmt.Errorf("group %s: %w", id, err)
+			return fmt.Errorf("group %s: %w", label, err)
 		}
 		return nil
 	})
@@ -195,14 +263,20 @@ func (c *carriers) word(g *musterv1.RelayedGroup) string {
 
 // publication publishes the snapshots of one group.
 type publication struct {
-	all *carriers
-	of  *carried
+	all  *carriers
+	of   *carried
+	grpc bool
 }
 
-func (c *carriers) publisher(of *carried) publisher { return publication{c, of} }
+func (c *carriers) publisher(of *carried, grpc bool) publisher { return publication{c, of, grpc} }
 
 func (p publication) publish(s *snapshot.Snapshot) {
 	v := s.Version()
+	if p.grpc {
+		p.all.grpcHub.Publish(s)
+		p.of.served.Store(&v)
+		return
+	}
 	// The fleet first: an acknowledgement must not come before what it is of.
 	p.all.fleet.Published(s.Group(), v)
 	p.all.hub.Publish(s)
@@ -228,7 +302,7 @@ func (c *carriers) find(name string) (id string, found, told bool) {
 
 // await is find once the group is served, or ctx has ended. A group that is not
 // carried is not waited for.
-func (c *carriers) await(ctx context.Context, name string) (id string, found, told bool) {
+func (c *carriers) await(ctx context.Context, name string, apart bool) (id string, found, told bool) {
 	poll := time.NewTicker(awaitPoll)
 	defer poll.Stop()
 	for {
@@ -236,13 +310,11 @@ func (c *carriers) await(ctx context.Context, name string) (id string, found, to
 		if told && !found {
 			return id, found, told
 		}
-		if found {
-			c.mu.Lock()
-			served := c.groups[id].served.Load() != nil
-			c.mu.Unlock()
-			if served {
-				return id, found, told
-			}
+		if found && apart {
+			c.wantGRPC(id)
+		}
+		if found && c.serves(id, apart) {
+			return id, found, told
 		}
 		select {
 		case <-ctx.Done():
@@ -250,6 +322,17 @@ func (c *carriers) await(ctx context.Context, name string) (id string, found, to
 		case <-poll.C:
 		}
 	}
+}
+
+// serves reports whether a group that is carried is served.
+func (c *carriers) serves(id string, apart bool) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	g := c.groups[id]
+	if apart {
+		g = g.grpc
+	}
+	return g != nil && g.served.Load() != nil
 }
 
 const awaitPoll = 10 * time.Millisecond
@@ -335,7 +418,7 @@ func (c *carriers) server() string {
 
 func newCarriers(cfg *Config, upstream *dataplane.Upstream, hub *xds.Hub, registry *fleet.Registry, m *metrics) *carriers {
 	return &carriers{
-		cfg: cfg, upstream: upstream, hub: hub, fleet: registry, metrics: m, log: cfg.Logger,
+		cfg: cfg, upstream: upstream, hub: hub, grpcHub: xds.NewHub(), fleet: registry, metrics: m, log: cfg.Logger,
 		groups: map[string]*carried{}, watches: map[chan struct{}]struct{}{},
 	}
 }

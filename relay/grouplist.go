@@ -22,6 +22,8 @@ type listGroup struct {
 	ID     string            `json:"id"`
 	Name   string            `json:"name,omitempty"`
 	Labels map[string]string `json:"labels,omitempty"`
+	// GRPC: it has or had data planes that are gRPC's own xDS clients.
+	GRPC bool `json:"grpc,omitempty"`
 }
 
 // listFile is where the list is, in the data directory.
@@ -38,7 +40,7 @@ func (l groupList) messages() []*musterv1.RelayedGroup {
 func listOf(groups []*musterv1.RelayedGroup) groupList {
 	var l groupList
 	for _, g := range groups {
-		l.Groups = append(l.Groups, listGroup{g.GetId(), g.GetName(), g.GetLabels()})
+		l.Groups = append(l.Groups, listGroup{ID: g.GetId(), Name: g.GetName(), Labels: g.GetLabels()})
 	}
 	return l
 }

@@ -9,16 +9,12 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"github.com/musterhq/muster/dataplane"
 	musterv1 "github.com/musterhq/muster/proto/muster/v1"
 	"github.com/musterhq/muster/server"
 	"github.com/musterhq/muster/server/auth"
 	"github.com/musterhq/muster/server/xds"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // testWriter sends logs to the test's, until that has ended.
 type testWriter struct {

@@ -91,7 +91,7 @@ func (r *Relay) authorize(ctx context.Context, node *corev3.Node) (string, error
 	// long beats sending the data plane away into its back-off.
 	wait, cancel := context.WithTimeout(ctx, firstPublication)
 	defer cancel()
-	id, found, told := r.carriers.await(wait, name)
+	id, found, told := r.carriers.await(wait, name, r.carriers.apart(node))
 	switch {
 	case found:
 		return id, nil

@@ -67,7 +67,7 @@ func New(cfg Config) (_ *Relay, err error) {
 		reports: reporter{id: cfg.ID, version: cfg.Version, fleet: r.fleet, carriers: r.carriers},
 	}
 	r.xds = xds.NewServer(xds.Config{
-		Source: hub, Observer: r.fleet, Authorize: r.authorize,
+		Source: source{r.carriers}, Observer: r.fleet, Authorize: r.authorize,
 		Limits: cfg.Limits, Timing: cfg.Timing, Metrics: r.metrics.registry, Logger: cfg.Logger,
 	})
 	r.relays = downstream.New(downstream.Config{Authorize: r.planes().AuthorizeRelay, Groups: r.carriers, Fleet: r.fleet, Logger: cfg.Logger})

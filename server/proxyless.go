@@ -6,6 +6,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	musterv1 "github.com/musterhq/muster/proto/muster/v1"
 	"github.com/musterhq/muster/raftstore/state"
 	"github.com/musterhq/muster/server/compile"
 	"github.com/musterhq/muster/server/snapshot"
@@ -41,7 +42,7 @@ func (p *publisher) proxyless(pg *publishedGroup, want bool) {
 	if !g.wanted || g.removed || pub == nil || g.failed == pub.group || last != nil && last.group == pub.group {
 		return
 	}
-	next, err := last.next(pg.id, pub)
+	next, err := last.next(pg.id, pub, p.sign)
 	if err != nil {
 		g.failed = pub.group
 		p.metrics.publishFailures.WithLabelValues(pg.id).Inc()
@@ -57,7 +58,7 @@ func (p *publisher) proxyless(pg *publishedGroup, want bool) {
 
 // next compiles the publication that follows last, which may be nil. A panic of
 // the compiler is returned as an error.
-func (last *proxylessPublication) next(id string, pub *publication) (next *proxylessPublication, err error) {
+func (last *proxylessPublication) next(id string, pub *publication, sign func(*musterv1.Manifest)) (next *proxylessPublication, err error) {
 	defer func() {
 		if r := recover(); r != nil {
 			next, err = nil, fmt.Errorf("the compiler failed: %v", r)
@@ -74,7 +75,7 @@ func (last *proxylessPublication) next(id string, pub *publication) (next *proxy
 	)
 	if last == nil {
 		compiled, delta = compile.FullProxyless(pub.group.View())
-		snap = snapshot.Empty(id, v.Epoch).WithTemplate(compile.ListenerType, compile.ServerListener)
+		snap = snapshot.Empty(id, v.Epoch).Signed(sign).WithTemplate(compile.ListenerType, compile.ServerListener)
 	} else {
 		compiled, delta = last.compiled.Next(pub.group.View(), changesBetween(last.group, pub.group))
 		snap = last.snap

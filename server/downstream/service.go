@@ -123,10 +123,10 @@ func receive(ctx context.Context, stream grpc.BidiStreamingServer[musterv1.Atten
 // attendance is one relay's stream.
 type attendance struct {
 	*Service
-	stream  grpc.BidiStreamingServer[musterv1.AttendRequest, musterv1.AttendResponse]
-	hello   *musterv1.RelayHello
-	may     auth.Carrier
-	number  uint64 // of the stream, at the fleet
+	stream grpc.BidiStreamingServer[musterv1.AttendRequest, musterv1.AttendResponse]
+	hello  *musterv1.RelayHello
+	may    auth.Carrier
+	number uint64 // of the stream, at the fleet
 
 	told    *musterv1.RelayedGroups // as last sent
 	carries map[string]bool         // their ids

@@ -55,12 +55,12 @@ func clientOf(node *corev3.Node, delta bool) (client, error) {
 				"Envoy %d.%d is too old: the configuration of this gateway group needs %d.%d or newer",
 				v.GetMajorNumber(), v.GetMinorNumber(), oldestMajor, oldestMinor)
 		}
-	case Proxyless(node):
-		c.family = grpcClient
 	case name == RelayAgent:
 		// It passes every view on, and says nothing of where it listens.
 		c.family, c.view.Relay = musterClient, true
 		return c, nil
+	case Proxyless(node):
+		c.family = grpcClient
 	case strings.HasPrefix(name, "muster"):
 		c.family = musterClient
 	}
@@ -128,8 +128,16 @@ func listenOf(node *corev3.Node) (compile.ListenOptions, error) {
 	return out, nil
 }
 
-// Proxyless reports whether a node is one of gRPC's own xDS clients.
-func Proxyless(node *corev3.Node) bool { return strings.HasPrefix(node.GetUserAgentName(), "gRPC") }
+// RelayedClients is the key in a relay's node metadata that says for which clients
+// the stream is; RelayedGRPC is its value for gRPC's own. Without it, all others.
+const RelayedClients, RelayedGRPC = "muster.relay.clients", "grpc"
+
+// Proxyless reports whether a node is one of gRPC's own xDS clients, or a relay's
+// stream for those.
+func Proxyless(node *corev3.Node) bool {
+	return strings.HasPrefix(node.GetUserAgentName(), "gRPC") ||
+		node.GetUserAgentName() == RelayAgent && node.GetMetadata().GetFields()[RelayedClients].GetStringValue() == RelayedGRPC
+}
 
 func agentOf(node *corev3.Node) string {
 	name, version := node.GetUserAgentName(), node.GetUserAgentVersion()

@@ -184,6 +184,9 @@ func (st *stream) begin(b []byte) error {
 		st.srv.metrics.refused(reasonNotReady)
 		return errNotReady
 	}
+	if info.Relay && Proxyless(node) {
+		st.method += " " + RelayedGRPC // beside the relay's stream for all others
+	}
 	if err := st.srv.enter(st, info, c.family); err != nil {
 		feed.Close()
 		return err
