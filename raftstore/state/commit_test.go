@@ -2,6 +2,7 @@ package state
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -88,7 +89,7 @@ func TestCommitCases(t *testing.T) {
 
 func TestRefusedTransactionsChangeNothing(t *testing.T) {
 	s := base(t)
-	expected := uint64(7)
+	expected, before := uint64(7), uint64(0)
 	cases := []struct {
 		name string
 		cmd  *musterv1.CommitCommand
@@ -106,6 +107,10 @@ func TestRefusedTransactionsChangeNothing(t *testing.T) {
 		{"a resource without a kind", commit("g", put(&musterv1.Resource{})), "kind"},
 		{"a change that says nothing", commit("g", &musterv1.Change{}), "neither"},
 		{"another revision than expected", &musterv1.CommitCommand{Group: "g", ExpectedRevision: &expected}, "at revision 1, not at the expected 7"},
+		{"an older revision than is there", &musterv1.CommitCommand{Group: "g", ExpectedRevision: &before}, "at revision 1, not at the expected 0"},
+		{"an id with a NUL", commit("g", put(service("a\x00b", ""))), "NUL"},
+		{"a username with a NUL", commit("g", put(consumer("a\x00")), put(credential("a\x00", "k"))), "NUL"},
+		{"an id that is too long", commit("g", put(service(strings.Repeat("a", 1025), ""))), "too long"},
 		{"a message that is too long", &musterv1.CommitCommand{Group: "g", Message: strings.Repeat("x", 1025)}, "message"},
 		{"a rollback to the future", &musterv1.CommitCommand{Group: "g", RollbackTo: 2}, "not there yet"},
 		{"a rollback with changes", &musterv1.CommitCommand{Group: "g", RollbackTo: 1, Changes: []*musterv1.Change{put(service("n", ""))}}, "excludes"},
@@ -300,4 +305,20 @@ func TestAClientCertificateStaysAsLongAsSomethingRefersToIt(t *testing.T) {
 	// Back to where it is referred to, and forth to where it is not there.
 	s = do(t, s, commit("g", put(service("a", ""))), commit("g", del("ssl/c")), &musterv1.CommitCommand{Group: "g", RollbackTo: 2})
 	refused(s, resource.CodeReferenced, del("ssl/c"))
+}
+
+func TestTheRequestsOfADeletedGroupWeighNothing(t *testing.T) {
+	s := do(t, New(), &musterv1.Group{Id: "g"}, &musterv1.Group{Id: "h"})
+	for i, change := range []*musterv1.Change{put(service("a", "")), put(service("b", "")), put(service("c", ""))} {
+		cmd := command(commit("g", change))
+		cmd.RequestId = fmt.Sprint(i)
+		s, _ = s.Apply(cmd)
+	}
+	if s.requests.bytes == 0 {
+		t.Fatal("nothing is remembered")
+	}
+	s = do(t, s, &musterv1.DeleteGroupCommand{Id: "g", Force: true})
+	if s.requests.bytes != 0 || s.requests.byKey.Len() != 0 || s.requests.bySeq.Len() != 0 {
+		t.Errorf("%d bytes in %d and %d requests", s.requests.bytes, s.requests.byKey.Len(), s.requests.bySeq.Len())
+	}
 }

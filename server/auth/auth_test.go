@@ -80,17 +80,18 @@ func TestABadKeyFileIsRefusedWithTheReason(t *testing.T) {
 		content, want string
 		mode          os.FileMode
 	}{
-		"readable by others": {`[]`, "0600", 0o644},
-		"not JSON":           {`nonsense`, "invalid character", 0o600},
-		"unknown field":      {`[{"name":"a","role":"admin","sha256":"` + hash + `","key":"x"}]`, "key", 0o600},
-		"no name":            {`[{"role":"admin","sha256":"` + hash + `"}]`, "key 0: name is missing", 0o600},
-		"unknown role":       {`[{"name":"a","role":"root","sha256":"` + hash + `"}]`, `unknown role "root"`, 0o600},
-		"role none":          {`[{"name":"a","role":"none","sha256":"` + hash + `"}]`, `unknown role "none"`, 0o600},
-		"a second list":      {`[] []`, "more text after the list", 0o600},
-		"a long name":        {`[{"name":"` + strings.Repeat("a", 129) + `","role":"admin","sha256":"` + hash + `"}]`, "key 0: name is longer than 128 bytes", 0o600},
-		"a line in a name":   {`[{"name":"a\nb","role":"admin","sha256":"` + hash + `"}]`, "control character", 0o600},
-		"one key, two roles": {`[{"name":"a","role":"viewer","sha256":"` + hash + `"},{"name":"b","role":"admin","sha256":"` + hash + `"}]`, `key 1: it is the same key as key 0, "a"`, 0o600},
-		"short hash":         {`[{"name":"a","role":"admin","sha256":"abcd"}]`, "64 hexadecimal digits", 0o600},
+		"readable by others":  {`[]`, "0600", 0o604},
+		"readable by a group": {`[]`, "0600", 0o640},
+		"not JSON":            {`nonsense`, "invalid character", 0o600},
+		"unknown field":       {`[{"name":"a","role":"admin","sha256":"` + hash + `","key":"x"}]`, "key", 0o600},
+		"no name":             {`[{"role":"admin","sha256":"` + hash + `"}]`, "key 0: name is missing", 0o600},
+		"unknown role":        {`[{"name":"a","role":"root","sha256":"` + hash + `"}]`, `unknown role "root"`, 0o600},
+		"role none":           {`[{"name":"a","role":"none","sha256":"` + hash + `"}]`, `unknown role "none"`, 0o600},
+		"a second list":       {`[] []`, "more text after the list", 0o600},
+		"a long name":         {`[{"name":"` + strings.Repeat("a", 129) + `","role":"admin","sha256":"` + hash + `"}]`, "key 0: name is longer than 128 bytes", 0o600},
+		"a line in a name":    {`[{"name":"a\nb","role":"admin","sha256":"` + hash + `"}]`, "control character", 0o600},
+		"one key, two roles":  {`[{"name":"a","role":"viewer","sha256":"` + hash + `"},{"name":"b","role":"admin","sha256":"` + hash + `"}]`, `key 1: it is the same key as key 0, "a"`, 0o600},
+		"short hash":          {`[{"name":"a","role":"admin","sha256":"abcd"}]`, "64 hexadecimal digits", 0o600},
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "keys.json")
@@ -168,12 +169,14 @@ func TestKeysAreFollowedWithoutARestart(t *testing.T) {
 			t.Fatal("the new keys were never taken")
 		}
 	}
-	if err := os.WriteFile(path, []byte("garbage, and longer than what was there before"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	time.Sleep(20 * time.Millisecond)
-	if !works("second") {
-		t.Fatal("garbage took the keys away")
+	for _, bad := range []string{"garbage, and longer than what was there before", "[]"} {
+		if err := os.WriteFile(path, []byte(bad), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(20 * time.Millisecond)
+		if !works("second") {
+			t.Fatalf("%q took the keys away", bad)
+		}
 	}
 	cancel()
 	if err := <-done; err != nil {
