@@ -459,3 +459,31 @@ func TestAWriteWithoutAConditionMeetsNoConflictHoweverOftenOthersComeFirst(t *te
 		t.Fatalf("revision = %d after 200 of others, want 201", resp.GetRevision())
 	}
 }
+
+func TestADryRunIsByTheNewestState(t *testing.T) {
+	h := newHarness(t)
+	h.group("g")
+	h.commit(put(serviceOf("pay", "10.0.0.1")))
+	h.store.mu.Lock()
+	h.store.onRead = func(f *fakeStore) {
+		f.commit(&musterv1.Command{Command: &musterv1.Command_Commit{Commit: &musterv1.CommitCommand{Group: "g", Changes: []*musterv1.Change{put(serviceOf("pay", "10.0.0.2"))}}}})
+	}
+	h.store.mu.Unlock()
+	resp, err := h.admin.Commit(h.as(editorKey), &musterv1.CommitRequest{Group: "g", DryRun: true, Changes: []*musterv1.Change{put(serviceOf("pay", "10.0.0.2"))}})
+	if err != nil || resp.GetRevision() != 2 || resp.GetChanges()[0].GetResult() != musterv1.ChangeResult_CHANGE_RESULT_UNCHANGED {
+		t.Fatalf("got %v, %v", resp, err)
+	}
+}
+
+func TestARollbackHoldsOnlyAtTheRevisionThatItExpects(t *testing.T) {
+	h := newHarness(t)
+	h.group("g")
+	h.commit(put(serviceOf("pay", "10.0.0.1")))
+	h.commit(put(serviceOf("pay", "10.0.0.2")))
+	h.commit(put(serviceOf("pay", "10.0.0.3")))
+	_, err := h.admin.Rollback(h.as(editorKey), &musterv1.RollbackRequest{Group: "g", ToRevision: 1, ExpectedRevision: proto.Uint64(2)})
+	wantCode(t, err, codes.Aborted, ReasonRevisionConflict)
+	if _, err := h.admin.Rollback(h.as(editorKey), &musterv1.RollbackRequest{Group: "g", ToRevision: 1, ExpectedRevision: proto.Uint64(3)}); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -68,3 +68,17 @@ func TestACertificateThatIsReferredToStays(t *testing.T) {
 	h.commit(put(certificateOf(t, "client", "client")), del(musterv1.Kind_KIND_SSL, "other"))
 	h.commit(del(musterv1.Kind_KIND_SSL, "client"), put(serviceOf("pay", "10.0.0.1")))
 }
+
+func TestAServiceKeepsTheTypeThatItsRoutesNeed(t *testing.T) {
+	h := newHarness(t)
+	h.group("g")
+	h.commit(put(serviceOf("pay", "10.0.0.1")), put(routeOf("r", "pay", "/pay")))
+	stream := serviceOf("pay", "10.0.0.1")
+	stream.GetService().Type, stream.GetService().Upstream.Scheme = "stream", "tcp"
+	_, err := h.admin.Commit(h.as(editorKey), &musterv1.CommitRequest{Group: "g", Changes: []*musterv1.Change{put(stream)}})
+	wantCode(t, err, codes.InvalidArgument, ReasonInvalid)
+	if v := violationsIn(err)["route/r.service_id"]; v.GetReason() != resource.CodeReference {
+		t.Errorf("violations = %v", violationsIn(err))
+	}
+	h.commit(put(stream), del(musterv1.Kind_KIND_ROUTE, "r"))
+}

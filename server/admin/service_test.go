@@ -195,13 +195,13 @@ func TestPagesTogetherAreOneConsistentList(t *testing.T) {
 			}
 			if page == 0 {
 				// What happens between two pages is not in the list.
-				h.commit(put(serviceOf("s3-later", "10.0.0.1")))
-				h.commit(del(musterv1.Kind_KIND_SERVICE, "s3-later"))
+				h.commit(put(serviceOf("s3-later", "10.0.0.1")), del(musterv1.Kind_KIND_ROUTE, "r3"))
 			}
 			if token = resp.GetNextPageToken(); token == "" {
 				break
 			}
 		}
+		h.commit(del(musterv1.Kind_KIND_SERVICE, "s3-later"), put(routeOf("r3", "s0", "/r3")))
 		if !slices.Equal(got, want) {
 			t.Errorf("pages of %d: %v, want %v", size, got, want)
 		}
