@@ -80,7 +80,13 @@ func grpcService(id string, nodes ...*musterv1.Node) *musterv1.Change {
 // startClient runs a client against the site, and ends it with the test.
 func (s *site) startClient(t *testing.T, c grpcclient.Client, group, nodeID, target string, change func(*grpcclient.Config)) *grpcclient.Run {
 	t.Helper()
-	bootstrap, err := s.CLI(t.Context(), "", "bootstrap", "grpc", "--group", group, "--node-id", nodeID)
+	return s.startClientAt(t, c, group, nodeID, target, s.XDSAddr(), change)
+}
+
+// startClientAt is startClient with the addresses of the xDS servers.
+func (s *site) startClientAt(t *testing.T, c grpcclient.Client, group, nodeID, target, servers string, change func(*grpcclient.Config)) *grpcclient.Run {
+	t.Helper()
+	bootstrap, err := s.CLI(t.Context(), "", "bootstrap", "grpc", "--group", group, "--node-id", nodeID, "--xds-address", servers)
 	if err != nil {
 		t.Fatal(err)
 	}
