@@ -424,7 +424,7 @@ func clusterOf(name string, options ...func(*clusterv3.Cluster, *upstreamsv3.Htt
 		}},
 	}
 	c := &clusterv3.Cluster{
-		Name: name, ConnectTimeout: durationpb.New(time.Second),
+		Name: name, ConnectTimeout: durationpb.New(10 * time.Second), // machines may be busy
 		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_EDS},
 		EdsClusterConfig:     &clusterv3.Cluster_EdsClusterConfig{EdsConfig: ads()},
 	}

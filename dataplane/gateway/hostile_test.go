@@ -195,7 +195,7 @@ func TestAConnectionGoesOnAfterATimeout(t *testing.T) {
 		}
 	}))
 	t.Cleanup(slow.Close)
-	l := newLab(t, append(edsCluster("c", slow.URL), catchAll(to("/", "c", `,"idleTimeout":"0.1s"`)))...)
+	l := newLab(t, append(edsCluster("c", slow.URL), catchAll(to("/slow", "c", `,"idleTimeout":"0.1s"`), to("/", "c")))...)
 	w := l.dial()
 	for range 2 {
 		w.send("POST /slow HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello")
@@ -210,7 +210,7 @@ func TestAConnectionGoesOnAfterATimeout(t *testing.T) {
 }
 
 func TestAClientThatStallsItsBodyIsLetGo(t *testing.T) {
-	l := newLab(t, append(edsCluster("c", earlyServer(t, "/")), catchAll(to("/", "c", `,"idleTimeout":"0.1s"`)))...)
+	l := newLab(t, append(edsCluster("c", earlyServer(t, "/")), catchAll(to("/", "c")))...)
 	for range 5 {
 		w := l.dial()
 		w.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 500\r\n\r\nhello")
@@ -231,7 +231,7 @@ func TestAClientThatReadsNothingIsCutOff(t *testing.T) {
 		}
 	}))
 	t.Cleanup(endless.Close)
-	l := newLab(t, append(edsCluster("c", endless.URL), catchAll(to("/", "c", `,"idleTimeout":"0.2s"`)))...)
+	l := newLab(t, append(edsCluster("c", endless.URL), catchAll(to("/", "c", `,"idleTimeout":"1s"`)))...)
 	w := l.dial()
 	w.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n")
 	if resp, err := http.ReadResponse(w.Reader, nil); err != nil || resp.StatusCode != 200 {
@@ -501,4 +501,65 @@ func TestABodyReadAgainMissesNothingThatAClosedReaderGot(t *testing.T) {
 		t.Errorf("%q %v", got, err)
 	}
 	late.Wait()
+}
+
+// refusingServer speaks HTTP/2 and refuses every stream.
+func refusingServer(t *testing.T, refused *atomic.Int64) string {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		for {
+			conn, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			t.Cleanup(func() { _ = conn.Close() })
+			serving.Go(func() {
+				defer conn.Close()
+				if _, err := io.ReadFull(conn, make([]byte, len(http2.ClientPreface))); err != nil {
+					return
+				}
+				f := http2.NewFramer(conn, conn)
+				_ = f.WriteSettings()
+				for {
+					frame, err := f.ReadFrame()
+					if err != nil {
+						return
+					}
+					if h, ok := frame.(*http2.HeadersFrame); ok {
+						refused.Add(1)
+						_ = f.WriteRSTStream(h.StreamID, http2.ErrCodeRefusedStream)
+					}
+				}
+			})
+		}
+	})
+	t.Cleanup(func() {
+		_ = ln.Close()
+		serving.Wait()
+	})
+	return "http://" + ln.Addr().String()
+}
+
+func TestARefusedStreamGoesToAnotherNodeAtOnce(t *testing.T) {
+	var refused atomic.Int64
+	good := echo(t, "good")
+	l := newLab(t, res("c", clusterOf("c", options(`{"explicitHttpConfig":{"http2ProtocolOptions":{}}}`), options(apiRetry))),
+		assignmentOf("c", refusingServer(t, &refused), good.URL), catchAll(to("/", "c")))
+	began := time.Now()
+	for range 4 {
+		if a := l.do("POST", "/", body("hello")); a.status != 200 || a.seen.Body != "hello" {
+			t.Errorf("%d %q", a.status, a.body)
+		}
+	}
+	if refused.Load() == 0 {
+		t.Error("no stream was refused")
+	}
+	if took := time.Since(began); took > 900*time.Millisecond {
+		t.Errorf("it took %v", took)
+	}
 }

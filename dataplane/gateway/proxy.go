@@ -349,9 +349,22 @@ func (x *exchange) outgoing(ctx context.Context, h *host) (*http.Request, error)
 			return nil, err
 		}
 		req.Body, req.ContentLength = body, x.in.ContentLength
-		req.GetBody = func() (io.ReadCloser, error) { return x.body.reader() }
+		req.GetBody = x.bodyAgain(cfg.http2)
 	}
 	return req, nil
+}
+
+// bodyAgain returns what net/http's transport calls before it sends a request again
+// that the endpoint has surely not taken. Over HTTP/2 it would try for a minute, always
+// the same endpoint: once has to do, for a connection that was going away.
+func (x *exchange) bodyAgain(http2 bool) func() (io.ReadCloser, error) {
+	again := 0
+	return func() (io.ReadCloser, error) {
+		if again++; http2 && again > 1 {
+			return nil, errRefused
+		}
+		return x.body.reader()
+	}
 }
 
 // poolName returns a host:port that stands for an address and a server name.
@@ -380,7 +393,7 @@ func (x *exchange) classify(ctx context.Context, err error) (failure error, sent
 	}
 	text := err.Error()
 	switch {
-	case strings.Contains(text, "REFUSED_STREAM"):
+	case errors.Is(err, errRefused), strings.Contains(text, "REFUSED_STREAM"):
 		return errRefused, false
 	case strings.Contains(text, "malformed"), strings.Contains(text, "PROTOCOL_ERROR"):
 		return errProtocol, true
