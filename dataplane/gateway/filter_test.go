@@ -9,6 +9,7 @@ import (
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	localratelimitv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/local_ratelimit/v3"
 )
 
 // with returns the JSON of a route of a prefix with filters switched on.
@@ -295,6 +296,61 @@ func TestForgottenDescriptorsAreTheLeastRecentlyUsed(t *testing.T) {
 	w.bucket("c")
 	if w.bucket("a") != a || w.bucket("b") == b {
 		t.Error("not the least recently used was forgotten")
+	}
+}
+
+func TestAFilterThatARouteSwitchesOffIsOff(t *testing.T) {
+	rc := merged(fromJSON(routeConfiguration(), `{"typedPerFilterConfig":{"key-auth":`+on+`}}`))
+	l := filterLab(t, res("muster", rc), catchAll(
+		with("/off", `"key-auth":{"@type":"type.googleapis.com/envoy.config.route.v3.FilterConfig","disabled":true}`), with("/", `"cors":`+on)))
+	for target, want := range map[string]int{"/": 401, "/off": 200} {
+		if a := l.do("GET", target); a.status != want {
+			t.Errorf("%s: %d, want %d", target, a.status, want)
+		}
+	}
+}
+
+func TestDescriptorsOfDifferentValuesAreDifferent(t *testing.T) {
+	seen := map[string][]descriptorEntry{}
+	for _, entries := range [][]descriptorEntry{
+		{{"a", "1"}, {"b", "2"}}, {{"a", "1"}}, {{"a", ""}, {"b", ""}}, {{"a", "1:b2"}}, {{"a", "11:b1:2"}}, {{"a1", ""}}, {{"a", "1;b:2"}}, {{"a", "1"}, {"b", "2;b:2"}}, {{"a", "1;b:2"}, {"b", "2"}}, {{"", "a1"}},
+	} {
+		key := descriptorKey(entries)
+		if other, ok := seen[key]; ok {
+			t.Errorf("%v and %v share a bucket", entries, other)
+		}
+		seen[key] = entries
+	}
+}
+
+func TestTheMostRestrictiveLimitIsAskedFirst(t *testing.T) {
+	limit := func(rate int, name string) string {
+		return fmt.Sprintf(`{"entries":[{"key":"generic_key","value":"%s"}],"tokenBucket":{"maxTokens":%d,"tokensPerFill":%d,"fillInterval":"3600s"}}`, name, rate, rate)
+	}
+	action := func(name string) string { return `{"actions":[{"genericKey":{"descriptorValue":"` + name + `"}}]}` }
+	l := filterLab(t, limits(limit(3, "wide"), limit(1, "narrow")), catchAll(
+		with("/both", `"limit-count":`+on, `,"rateLimits":[`+action("wide")+`,`+action("narrow")+`]`), with("/wide", `"limit-count":`+on, `,"rateLimits":[`+action("wide")+`]`)))
+	for i, step := range []struct {
+		target string
+		want   int
+	}{{"/both", 200}, {"/both", 503}, {"/both", 503}, {"/wide", 200}, {"/wide", 200}, {"/wide", 503}} {
+		if a := l.do("GET", step.target); a.status != step.want {
+			t.Errorf("request %d, %s: %d, want %d", i, step.target, a.status, step.want)
+		}
+	}
+}
+
+func TestTheDefaultLimitCountsWhatADescriptorMatchedOnlyWhenItIsTo(t *testing.T) {
+	for always, want := range map[string]int{"true": 503, "false": 200} {
+		m := fromJSON(&localratelimitv3.LocalRateLimit{}, `{"statPrefix":"l","status":{"code":503},"tokenBucket":{"maxTokens":1,"tokensPerFill":1,"fillInterval":"3600s"},
+			"filterEnabled":{"defaultValue":{"numerator":100}},"filterEnforced":{"defaultValue":{"numerator":100}},"alwaysConsumeDefaultTokenBucket":`+always+`,
+			"descriptors":[{"entries":[{"key":"generic_key","value":"r"}],"tokenBucket":{"maxTokens":9,"tokensPerFill":9,"fillInterval":"3600s"}}]}`)
+		l := filterLab(t, res("limit-count", &corev3.TypedExtensionConfig{Name: "limit-count", TypedConfig: pack(m)}),
+			catchAll(with("/", `"limit-count":`+on, `,"rateLimits":[{"actions":[{"genericKey":{"descriptorValue":"r"}}]}]`)))
+		l.do("GET", "/")
+		if a := l.do("GET", "/"); a.status != want {
+			t.Errorf("always %s: %d, want %d", always, a.status, want)
+		}
 	}
 }
 

@@ -257,6 +257,38 @@ func TestClientCertificatesAreRequiredWhereTheChainSaysSo(t *testing.T) {
 	}
 }
 
+func TestAChainMayHaveAsManyIntermediatesAsItSays(t *testing.T) {
+	root := newAuthority(t, "root")
+	middle := &authority{}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(7), Subject: pkix.Name{CommonName: "middle"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	var err error
+	if middle.key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, root.cert, &middle.key.PublicKey, root.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if middle.cert, err = x509.ParseCertificate(der); err != nil {
+		t.Fatal(err)
+	}
+	direct, _, _, _ := issue(t, root, "direct", []string{"a.test"})
+	through, _, _, _ := issue(t, middle, "through", []string{"a.test"})
+	for depth, want := range map[int][2]bool{-1: {true, true}, 0: {true, false}, 1: {true, true}} {
+		v := &validation{roots: root.pool(), maxDepth: depth}
+		got := [2]bool{
+			v.verify([]*x509.Certificate{direct}, x509.ExtKeyUsageClientAuth) == nil,
+			v.verify([]*x509.Certificate{through, middle.cert}, x509.ExtKeyUsageClientAuth) == nil,
+		}
+		if got != want {
+			t.Errorf("depth %d: %v, want %v", depth, got, want)
+		}
+	}
+}
+
 // guarded names a chain and puts the filter before its others that looks at which chain
 // a request for a host came through.
 func guarded(name, rules string, c *listenerv3.FilterChain) *listenerv3.FilterChain {

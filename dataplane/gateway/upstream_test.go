@@ -468,6 +468,22 @@ func TestRetries(t *testing.T) {
 	}
 }
 
+func TestARetryGoesToAnotherHostAlsoOfARing(t *testing.T) {
+	good := echo(t, "good")
+	l := newLab(t, res("c", clusterOf("c", policy(clusterv3.Cluster_RING_HASH), options(apiRetry), options(`{"hashPolicy":[{"header":{"headerName":"x-k"}}]}`))),
+		assignmentOf("c", good.URL, "127.0.0.1:1"), catchAll(to("/", "c")))
+	served := 0
+	for i := range 60 {
+		if a := l.do("GET", "/", header("x-k", fmt.Sprint(i))); a.status == 200 {
+			served++
+		}
+	}
+	// Without it half of the keys; with it but those whose next five places are the same host's.
+	if served < 48 {
+		t.Errorf("%d of 60 keys were served", served)
+	}
+}
+
 // requestsSeen counts the requests that an echo upstream has had.
 func requestsSeen(s *httptest.Server) int { return int(s.Config.Handler.(*countingHandler).n.Load()) }
 
