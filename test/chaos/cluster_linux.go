@@ -46,7 +46,7 @@ func (c *cluster) form(ctx context.Context) error {
 			return err
 		}
 	}
-	return c.settle(ctx, 30*time.Second)
+	return c.settle(ctx, 2*healLimit)
 }
 
 // add starts a new server on a free host. It joins the cluster unless it makes one.
@@ -148,7 +148,7 @@ func (c *cluster) status(ctx context.Context, n *node) (*musterv1.GetClusterStat
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(c.auth(ctx), time.Second)
+	ctx, cancel := context.WithTimeout(c.auth(ctx), 2*time.Second)
 	defer cancel()
 	return musterv1.NewClusterServiceClient(conn).GetClusterStatus(ctx, &musterv1.GetClusterStatusRequest{})
 }
@@ -198,7 +198,7 @@ func (c *cluster) leader(ctx context.Context, limit time.Duration, except ...*no
 
 // followers are the members that do not lead, by number.
 func (c *cluster) followers(ctx context.Context) (leader *node, followers []*node, err error) {
-	leader, err = c.leader(ctx, 10*time.Second)
+	leader, err = c.leader(ctx, healLimit)
 	if err != nil {
 		return nil, nil, err
 	}

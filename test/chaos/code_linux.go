@@ -41,7 +41,7 @@ func codeFaults() []fault {
 }
 
 // reachLimit is how long a failpoint may take to be reached under load.
-const reachLimit = 6 * time.Second
+const reachLimit = 30 * time.Second
 
 // ends waits for a server to end at its failpoint.
 func (w *world) ends(ctx context.Context, n *node, point string) error {
@@ -188,7 +188,7 @@ func installCut(ctx context.Context, w *world, random *mathrand.Rand) error {
 	if err != nil {
 		return err
 	}
-	leader, err := w.leader(ctx, 5*time.Second)
+	leader, err := w.leader(ctx, healLimit)
 	if err != nil {
 		return err
 	}

@@ -42,7 +42,7 @@ const (
 )
 
 func hangLeader(ctx context.Context, w *world, _ *rand.Rand) error {
-	leader, err := w.leader(ctx, 10*time.Second)
+	leader, err := w.leader(ctx, healLimit)
 	if err != nil {
 		return err
 	}
@@ -51,13 +51,13 @@ func hangLeader(ctx context.Context, w *world, _ *rand.Rand) error {
 	leader.host.disk.Hang()
 	// The target is the watchdog's limit and 2 s; what goes beyond is reported by
 	// the pause of writes. Nobody leading long after is a broken promise.
-	limit := diskTimeout + 6*time.Second
+	limit := diskTimeout + convergeLimit
 	if _, err := w.leader(ctx, limit, leader); err != nil {
 		return violated("row 5: the leader's disk hangs and after %s no other leads", time.Since(began))
 	}
 	select {
 	case <-leader.done():
-	case <-time.After(2 * time.Second):
+	case <-time.After(convergeLimit):
 		return violated("row 5: %s, whose disk hangs, did not end", leader.id)
 	}
 	if !strings.Contains(leader.lastRun(), diskHangs) {
@@ -68,7 +68,7 @@ func hangLeader(ctx context.Context, w *world, _ *rand.Rand) error {
 
 func hangShort(ctx context.Context, w *world, random *rand.Rand) error {
 	long := between(random, 200*time.Millisecond, diskTimeout-700*time.Millisecond)
-	leader, err := w.leader(ctx, 10*time.Second)
+	leader, err := w.leader(ctx, healLimit)
 	if err != nil {
 		return err
 	}
@@ -102,7 +102,7 @@ func failFollower(ctx context.Context, w *world, random *rand.Rand) error {
 }
 
 func failLeader(ctx context.Context, w *world, random *rand.Rand) error {
-	leader, err := w.leader(ctx, 10*time.Second)
+	leader, err := w.leader(ctx, healLimit)
 	if err != nil {
 		return err
 	}
@@ -191,7 +191,7 @@ func cutPower(random *rand.Rand, nodes ...*node) error {
 
 func powerLeader(ctx context.Context, w *world, random *rand.Rand) error {
 	nth := 1 + random.IntN(30)
-	leader, err := w.leader(ctx, 10*time.Second)
+	leader, err := w.leader(ctx, healLimit)
 	if err != nil {
 		return err
 	}

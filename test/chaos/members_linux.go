@@ -59,7 +59,7 @@ func (w *world) restore(ctx context.Context, n *node, data []byte) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(w.auth(ctx), 15*time.Second)
+	ctx, cancel := context.WithTimeout(w.auth(ctx), 45*time.Second)
 	defer cancel()
 	stream, err := musterv1.NewClusterServiceClient(conn).RestoreSnapshot(ctx)
 	if err != nil {
@@ -178,7 +178,7 @@ func replace(ctx context.Context, w *world, random *rand.Rand) error {
 }
 
 func removeLeader(ctx context.Context, w *world, _ *rand.Rand) error {
-	leader, err := w.leader(ctx, 10*time.Second)
+	leader, err := w.leader(ctx, healLimit)
 	if err != nil {
 		return err
 	}

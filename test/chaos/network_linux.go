@@ -176,7 +176,7 @@ func distant(ctx context.Context, w *world, random *rand.Rand) error {
 		// The connections were broken to put the link between; what that did is not
 		// the distance's fault.
 		sleep(ctx, 2*time.Second)
-		if _, err := w.leader(ctx, 5*time.Second); err != nil {
+		if _, err := w.leader(ctx, healLimit); err != nil {
 			return violated("row 4: round trips of 100 ms: %v", err)
 		}
 		before := w.term(ctx)
@@ -197,7 +197,7 @@ func narrow(ctx context.Context, w *world, random *rand.Rand) error {
 	long := between(random, 1500*time.Millisecond, 3*time.Second)
 	return w.slow(ctx, netlab.Shape{Rate: 64 << 10}, func() error {
 		sleep(ctx, long)
-		if _, err := w.leader(ctx, 5*time.Second); err != nil {
+		if _, err := w.leader(ctx, healLimit); err != nil {
 			return fmt.Errorf("with 64 kB/s: %w", err)
 		}
 		return nil

@@ -24,7 +24,7 @@ const (
 	xdsPort     = "7943"
 	raftPort    = "7100"
 	// diskTimeout is the servers' watchdog limit.
-	diskTimeout = 2 * time.Second
+	diskTimeout = 3 * time.Second
 	// snapshotThreshold is small, so that snapshots are part of every schedule.
 	snapshotThreshold = 256
 )
@@ -179,13 +179,13 @@ func (n *node) kill() {
 func (n *node) stop(ctx context.Context) error {
 	done := n.done()
 	_ = n.signal(syscall.SIGTERM)
-	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	select {
 	case <-done:
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("%s did not stop within 15 s of SIGTERM", n.id)
+		return fmt.Errorf("%s did not stop within a minute of SIGTERM", n.id)
 	}
 }
 
