@@ -67,7 +67,7 @@ func hangLeader(ctx context.Context, w *world, _ *rand.Rand) error {
 }
 
 func hangShort(ctx context.Context, w *world, random *rand.Rand) error {
-	long := between(random, 200*time.Millisecond, diskTimeout-700*time.Millisecond)
+	long := between(random, 200*time.Millisecond, diskTimeout/2)
 	leader, err := w.leader(ctx, healLimit)
 	if err != nil {
 		return err
