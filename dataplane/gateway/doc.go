@@ -10,4 +10,12 @@
 //	})
 //	...
 //	err = g.Run(ctx)
+//
+// Where net/http decides before the gateway does, answers differ from Envoy's, never to
+// the unsafe side: a request with both Transfer-Encoding and Content-Length goes on as
+// chunked, and one with equal Content-Lengths goes on with one (Envoy: 400); one with two
+// Hosts, or a percent sign in its path that encodes nothing, is answered 400 (Envoy joins
+// the Hosts and lets the percent sign pass). Query parameters that stay when a key is
+// hidden keep their order, where Envoy sorts them. Over HTTP/2 a request without a body
+// that an endpoint refuses is tried there again for up to a minute.
 package gateway

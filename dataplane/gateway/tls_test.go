@@ -230,7 +230,7 @@ func TestAnotherCertificateLeavesConnectionsAlone(t *testing.T) {
 func TestClientCertificatesAreRequiredWhereTheChainSaysSo(t *testing.T) {
 	ca, clients, strangers := newAuthority(t, "ca"), newAuthority(t, "clients"), newAuthority(t, "strangers")
 	l := newLab(t, ca.certificate(t, "ssl/m", "m", "m.test"), ca.certificate(t, "ssl/o", "o", "o.test"), clients.validation("ssl/m/ca"),
-		httpsListener(chain("ssl/m", "ssl/m/ca", "m.test"), chain("ssl/o", "", "o.test")), catchAll(tag("it", `{"prefix":"/"}`)))
+		httpsListener(chain("ssl/m", "ssl/m/ca", "m.test"), chain("ssl/o", "", "o.test"), chain("ssl/o", "ssl/absent/ca", "absent.test")), catchAll(tag("it", `{"prefix":"/"}`)))
 	try := func(sni string, certs ...tls.Certificate) error {
 		conn, err := l.dialTLS(&tls.Config{ServerName: sni, RootCAs: ca.pool(), Certificates: certs})
 		if err != nil {
@@ -254,6 +254,16 @@ func TestClientCertificatesAreRequiredWhereTheChainSaysSo(t *testing.T) {
 	}
 	if err := try("o.test"); err != nil {
 		t.Errorf("another name: %v", err)
+	}
+	// The server's certificate is for another name: what counts is that no handshake ends.
+	conn, err := l.dialTLS(&tls.Config{ServerName: "absent.test", InsecureSkipVerify: true, Certificates: []tls.Certificate{clients.pair(t, "client")}})
+	if err == nil {
+		_, _ = io.WriteString(conn, "GET / HTTP/1.1\r\nHost: m.test\r\nConnection: close\r\n\r\n")
+		_, err = http.ReadResponse(bufio.NewReader(conn), nil)
+		_ = conn.Close()
+	}
+	if err == nil {
+		t.Error("without the CA to check it by a certificate is accepted")
 	}
 }
 

@@ -265,8 +265,8 @@ func (t *TLS) transportSocket(servers []string) (*corev3.TransportSocket, error)
 			return nil, fmt.Errorf("envoy bootstrap: %w", err)
 		}
 		kind := tlsv3.SubjectAltNameMatcher_DNS
-		if _, err := netip.ParseAddr(host); err == nil {
-			kind = tlsv3.SubjectAltNameMatcher_IP_ADDRESS
+		if addr, err := netip.ParseAddr(host); err == nil {
+			kind, host = tlsv3.SubjectAltNameMatcher_IP_ADDRESS, addr.String() // as Envoy writes it
 		}
 		names[i] = &tlsv3.SubjectAltNameMatcher{
 			SanType: kind,

@@ -88,7 +88,7 @@ func TestAnEnvoyWithoutADSTellsTheServerWhereItAsks(t *testing.T) {
 
 func TestEnvoyAcceptsOnlyAServerOfTheNameItDialled(t *testing.T) {
 	b := read(t, Envoy{
-		Group: "g", NodeID: "n", Servers: []string{"a.example.com:7943", "10.0.0.1:7943"},
+		Group: "g", NodeID: "n", Servers: []string{"a.example.com:7943", "10.0.0.1:7943", "[2001:DB8:0::1]:7943"},
 		TLS: &TLS{CAFile: "ca.pem", CertFile: "dp.pem", KeyFile: "dp.key"},
 	})
 	socket := b.GetStaticResources().GetClusters()[0].GetTransportSocket()
@@ -114,7 +114,7 @@ func TestEnvoyAcceptsOnlyAServerOfTheNameItDialled(t *testing.T) {
 		t.Fatal(err)
 	}
 	names := got.CommonTLSContext.ValidationContext.MatchTypedSubjectAltNames
-	if len(names) != 2 || names[0].SanType != "DNS" || names[0].Matcher.Exact != "a.example.com" || names[1].SanType != "IP_ADDRESS" || names[1].Matcher.Exact != "10.0.0.1" {
+	if len(names) != 3 || names[2].Matcher.Exact != "2001:db8::1" || names[0].SanType != "DNS" || names[0].Matcher.Exact != "a.example.com" || names[1].SanType != "IP_ADDRESS" || names[1].Matcher.Exact != "10.0.0.1" {
 		t.Errorf("names %+v in %s", names, raw)
 	}
 }

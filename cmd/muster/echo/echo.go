@@ -22,7 +22,7 @@ type Answer struct {
 	Upstream string `json:"upstream"`
 	Method   string `json:"method"`
 	Host     string `json:"host"`
-	// Path includes the query, as it was on the request line.
+	// Path includes the query. What may not stand in a URL is percent-encoded.
 	Path     string              `json:"path"`
 	Protocol string              `json:"protocol"`
 	Client   string              `json:"client"`
