@@ -170,11 +170,11 @@ func (l *lab) subject(sni string, ca *authority) string {
 func TestCertificatesAreChosenBySNI(t *testing.T) {
 	ca := newAuthority(t, "ca")
 	l := newLab(t,
-		ca.certificate(t, "ssl/exact", "exact", "api.example.com"), ca.certificate(t, "ssl/wild", "wild", "*.example.com"), ca.certificate(t, "ssl/deep", "deep", "*.a.example.com"),
+		ca.certificate(t, "ssl/exact", "exact", "api.example.com"), ca.certificate(t, "ssl/wild", "wild", "*.example.com", "x.y.example.com"), ca.certificate(t, "ssl/deep", "deep", "*.a.example.com"),
 		httpsListener(chain("ssl/exact", "", "api.example.com"), chain("ssl/wild", "", "*.example.com"), chain("ssl/deep", "", "*.a.example.com"), chain("ssl/absent", "", "absent.test")),
 		catchAll(tag("it", `{"prefix":"/"}`)))
 	for sni, want := range map[string]string{
-		"api.example.com": "exact", "API.example.com": "exact", "x.example.com": "wild", "x.a.example.com": "deep", "example.com": "", "other.test": "", "absent.test": "", "": "",
+		"api.example.com": "exact", "API.example.com": "exact", "x.example.com": "wild", "x.y.example.com": "wild", "x.a.example.com": "deep", "example.com": "", "other.test": "", "absent.test": "", "": "",
 	} {
 		if got := l.subject(sni, ca); got != want {
 			t.Errorf("%q: %q, want %q", sni, got, want)
