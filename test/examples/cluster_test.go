@@ -309,3 +309,32 @@ func TestTheUnitsAreWhatSystemdTakesAndTheirConfigurationResolves(t *testing.T) 
 		}
 	}
 }
+
+func TestAServerThatDemandsCertificatesOfItsCallersGetsTheOperators(t *testing.T) {
+	need(t, "openssl")
+	l := &lab{t: t, tls: filepath.Join(t.TempDir(), "tls")}
+	l.prepare()
+	key, err := os.ReadFile(filepath.Join(l.tls, "admin.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	port, err := ports.Free()
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
+	l.vars = map[string]string{"MUSTER_ADDR": "https://" + addr, "MUSTER_API_KEY": strings.TrimSpace(string(key))}
+	in := func(name string) string { return filepath.Join(l.tls, "muster-1", name) }
+	l.start([]string{"server", "--server-id=a", "--data-dir=" + t.TempDir(), "--bootstrap", "--insecure", "--admin-addr=" + addr, "--xds-addr=127.0.0.1:0",
+		"--api-keys-file=" + in("api-keys.json"), "--admin-tls-cert-file=" + in("server.pem"), "--admin-tls-key-file=" + in("server.key"), "--admin-tls-client-ca-file=" + in("ca.pem"), "--log-level=error"})
+	l.eventually("the operator's certificate opens the port", func() (bool, error) {
+		_, err := l.muster("cluster", "status", "--cert-file", in("server.pem"), "--key-file", in("server.key"))
+		return err == nil, err
+	})
+	if _, err := l.muster("cluster", "status"); err == nil {
+		t.Error("a caller without a certificate got in")
+	}
+	if _, err := l.muster("cluster", "status", "--cert-file", in("server.pem")); err == nil || !strings.Contains(err.Error(), "belong together") {
+		t.Errorf("a certificate without its key: %v", err)
+	}
+}

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"fmt"
@@ -91,6 +92,8 @@ type target struct {
 	endpoints []endpoint
 	apiKey    string
 	caFile    string
+	certFile  string
+	keyFile   string
 	group     string
 }
 
@@ -141,6 +144,10 @@ func (a *app) target() (target, error) {
 	t.caFile = a.caFile
 	if t.caFile == "" && fromContext {
 		t.caFile = saved.CAFile
+	}
+	t.certFile, t.keyFile = cmp.Or(a.certFile, a.env.getenv("MUSTER_CERT_FILE")), cmp.Or(a.keyFile, a.env.getenv("MUSTER_KEY_FILE"))
+	if (t.certFile == "") != (t.keyFile == "") {
+		return target{}, usagef("--cert-file and --key-file belong together")
 	}
 	t.group = "default"
 	if saved.Group != "" {

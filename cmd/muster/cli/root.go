@@ -17,6 +17,8 @@ type app struct {
 	addr           string
 	apiKeyFile     string
 	caFile         string
+	certFile       string
+	keyFile        string
 	insecure       bool
 	contextName    string
 	group          string
@@ -60,6 +62,8 @@ Start here:  muster dev`,
 	pf.StringVar(&a.addr, "addr", "", "admin address: URL or host:port, several separated by commas (env MUSTER_ADDR)")
 	pf.StringVar(&a.apiKeyFile, "api-key-file", "", "file that holds the API key, - for stdin (env MUSTER_API_KEY holds the key itself)")
 	pf.StringVar(&a.caFile, "ca-file", "", "PEM certificates to trust for https addresses (default: the system's)")
+	pf.StringVar(&a.certFile, "cert-file", "", "PEM certificate for servers that demand one of their callers (env MUSTER_CERT_FILE)")
+	pf.StringVar(&a.keyFile, "key-file", "", "PEM key of --cert-file (env MUSTER_KEY_FILE)")
 	pf.BoolVar(&a.insecure, "insecure", false, "allow plaintext to an address that is not loopback")
 	pf.StringVar(&a.contextName, "context", "", "context to use instead of the current one")
 	pf.DurationVar(&a.requestTimeout, "request-timeout", 60*time.Second, "time that one request may take, retries included")

@@ -49,6 +49,13 @@ func (a *app) dial(t target) (*servers, error) {
 				return nil, usagef("%s holds no PEM certificate", t.caFile)
 			}
 		}
+		if t.certFile != "" {
+			pair, err := tls.LoadX509KeyPair(a.env.path(t.certFile), a.env.path(t.keyFile))
+			if err != nil {
+				return nil, fmt.Errorf("read --cert-file: %w", err)
+			}
+			conf.Certificates = []tls.Certificate{pair}
+		}
 		creds = credentials.NewTLS(conf)
 	}
 	for _, ep := range t.endpoints {
