@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"sync"
@@ -31,8 +32,11 @@ type lab struct {
 }
 
 func newLab(binary string) (*lab, error) {
-	// Outside these namespaces the directory stays as it is.
-	const dir = "/mnt"
+	// Outside these namespaces the directory stays empty.
+	dir := filepath.Join(filepath.Dir(binary), "lab")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return nil, err
+	}
 	err := netlab.Tmpfs(dir, 4096)
 	if err != nil {
 		return nil, err
