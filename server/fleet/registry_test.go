@@ -402,3 +402,27 @@ func TestARefusalNamesABoundedNumberOfObjects(t *testing.T) {
 		t.Errorf("%d objects, revision %d", len(got.GetObjects()), got.GetRevision())
 	}
 }
+
+func TestOnlyConnectedDataPlanesCountAsLive(t *testing.T) {
+	r, _ := newRegistry(t)
+	r.Published("g", rev(1))
+	want := func(n int) {
+		t.Helper()
+		if here, all := r.LiveHere("g"), r.Live("g"); here != n || all != n {
+			t.Fatalf("%d live here, %d in all, want %d", here, all, n)
+		}
+	}
+	a, b := connect(r, 1, "a"), connect(r, 2, "b")
+	want(2)
+	again := connect(r, 3, "a") // in place of the first stream
+	a.disconnect()
+	want(2)
+	again.disconnect()
+	again.disconnect()
+	want(1)
+	connect(r, 4, "a")
+	b.disconnect()
+	want(1)
+	r.Dropped("g")
+	want(0)
+}
