@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -160,13 +161,22 @@ func (c *checker) text(path, value string) {
 	if len(value) > maxName {
 		c.add(path, CodeTooLarge, fmt.Sprintf("the text has %d bytes; at most %d are allowed", len(value), maxName), "")
 	}
+	if strings.ContainsFunc(value, IsUnprintable) {
+		c.add(path, CodeInvalid, "the text holds a control character", "texts are shown on terminals, which would obey it")
+	}
+}
+
+// IsUnprintable tells the control characters that a text of several lines must
+// not hold: a terminal that shows it would obey them.
+func IsUnprintable(r rune) bool {
+	return unicode.IsControl(r) && r != '\n' && r != '\r' && r != '\t'
 }
 
 func (c *checker) labels(labels map[string]string) {
 	for _, key := range sortedKeys(labels) {
 		path := FieldPath("labels", key)
-		if key == "" || len(key) > 256 {
-			c.add(path, CodeInvalid, "a label's name must have 1 to 256 bytes", "")
+		if key == "" || len(key) > 256 || strings.ContainsFunc(key, unicode.IsControl) {
+			c.add(path, CodeInvalid, "a label's name must have 1 to 256 bytes, without control characters", "")
 		}
 		c.text(path, labels[key])
 	}

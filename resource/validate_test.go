@@ -27,7 +27,7 @@ func TestWhatIsWrongWithAResource(t *testing.T) {
 		"a long id":               {`{"service":{"id":"` + strings.Repeat("x", 257) + `"}}`, `id invalid: "` + strings.Repeat("x", 64) + `..." is not an id`},
 		"a long name":             {`{"service":{"id":"s","name":"` + strings.Repeat("x", 64<<10+1) + `"}}`, "name too_large: the text has 65537 bytes; at most 65536 are allowed"},
 		"a long name that is not": {`{"service":{"id":"s","name":"` + strings.Repeat("x", 64<<10) + `"}}`, ""},
-		"an empty label":          {`{"service":{"id":"s","labels":{"":"x"}}}`, `labels["***"] invalid: a label's name must have 1 to 256 bytes`},
+		"an empty label":          {`{"service":{"id":"s","labels":{"":"x"}}}`, `labels["***"] invalid: a label's name must have 1 to 256 bytes, without control characters`},
 		"a type":                  {`{"service":{"id":"s","type":"tcp"}}`, `type invalid: "tcp" is not one of http, stream`},
 		"hosts": {`{"service":{"id":"s","hosts":["","*","a:80","http://a","a/b","x.*","*x","a..b","-é","` + strings.Repeat("x", 64) + `"]}}`,
 			"hosts[0] invalid: \"\" is not a host\nhosts[1] invalid: \"*\" is not a host\nhosts[2] invalid: \"a:80\" is not a host\nhosts[3] invalid: \"http://a\" is not a host\n" +

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -55,8 +56,8 @@ func (g *Group) evaluate(cmd *musterv1.CommitCommand, author string, at *timesta
 		info, _ := g.RevisionInfo(g.Revision())
 		return nil, &RevisionConflict{Group: g.ID(), Expected: cmd.GetExpectedRevision(), Actual: g.Revision(), Author: info.GetAuthor()}
 	}
-	if len(cmd.GetMessage()) > MaxMessage {
-		return nil, &InvalidError{"message", fmt.Sprintf("is longer than %d bytes", MaxMessage)}
+	if len(cmd.GetMessage()) > MaxMessage || strings.ContainsFunc(cmd.GetMessage(), resource.IsUnprintable) {
+		return nil, &InvalidError{"message", fmt.Sprintf("is longer than %d bytes, or holds a control character", MaxMessage)}
 	}
 	changes := cmd.GetChanges()
 	if to := cmd.GetRollbackTo(); to != 0 {

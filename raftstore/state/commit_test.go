@@ -112,6 +112,7 @@ func TestRefusedTransactionsChangeNothing(t *testing.T) {
 		{"a username with a NUL", commit("g", put(consumer("a\x00")), put(credential("a\x00", "k"))), "NUL"},
 		{"an id that is too long", commit("g", put(service(strings.Repeat("a", 1025), ""))), "too long"},
 		{"a message that is too long", &musterv1.CommitCommand{Group: "g", Message: strings.Repeat("x", 1025)}, "message"},
+		{"a message that a terminal obeys", &musterv1.CommitCommand{Group: "g", Message: "a\x1b[2J"}, "message"},
 		{"a rollback to the future", &musterv1.CommitCommand{Group: "g", RollbackTo: 2}, "not there yet"},
 		{"a rollback with changes", &musterv1.CommitCommand{Group: "g", RollbackTo: 1, Changes: []*musterv1.Change{put(service("n", ""))}}, "excludes"},
 	}

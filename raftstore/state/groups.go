@@ -5,11 +5,13 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"unicode"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	musterv1 "github.com/musterhq/muster/proto/muster/v1"
+	"github.com/musterhq/muster/resource"
 )
 
 // The types of groups.
@@ -195,7 +197,7 @@ func checkGroup(meta *musterv1.Group) error {
 	switch {
 	case !segment(meta.GetId()) || len(meta.GetId()) > MaxGroupID:
 		return &InvalidError{"id", "must be 1 to 64 of a-z, A-Z, 0-9, '-', '_' and '.', and not '.' or '..'"}
-	case meta.GetName() == "" || len(meta.GetName()) > MaxGroupName || strings.ContainsFunc(meta.GetName(), control):
+	case meta.GetName() == "" || len(meta.GetName()) > MaxGroupName || strings.ContainsFunc(meta.GetName(), unicode.IsControl):
 		return &InvalidError{"name", "must be 1 to 128 bytes without control characters"}
 	case meta.GetType() != TypeGateway && meta.GetType() != TypeIngressController:
 		return &InvalidError{"type", "must be api7_gateway or api7_ingress_controller"}
@@ -203,10 +205,10 @@ func checkGroup(meta *musterv1.Group) error {
 		return &InvalidError{"control_plane_key_prefix", "must be '/' and segments of a-z, A-Z, 0-9, '-', '_' and '.', without '.' or '..' or an end slash, 256 bytes at most"}
 	case meta.GetControlPlaneKeyPrefix() == "/gateway_groups":
 		return &InvalidError{"control_plane_key_prefix", "/gateway_groups is where the default prefixes lie"}
-	case len(meta.GetDescription()) > MaxDescription:
-		return &InvalidError{"description", "is longer than 4096 bytes"}
-	case len(meta.GetImageTag()) > MaxLabel:
-		return &InvalidError{"image_tag", "is longer than 256 bytes"}
+	case len(meta.GetDescription()) > MaxDescription || strings.ContainsFunc(meta.GetDescription(), resource.IsUnprintable):
+		return &InvalidError{"description", "is longer than 4096 bytes, or holds a control character"}
+	case len(meta.GetImageTag()) > MaxLabel || strings.ContainsFunc(meta.GetImageTag(), unicode.IsControl):
+		return &InvalidError{"image_tag", "is longer than 256 bytes, or holds a control character"}
 	case meta.GetHistoryLimit() > MaxHistoryLimit:
 		return &InvalidError{"history_limit", "is more than 10000"}
 	case len(meta.GetLabels()) > MaxLabels:
@@ -216,11 +218,12 @@ func checkGroup(meta *musterv1.Group) error {
 		if k == "" || len(k) > MaxLabel || len(v) > MaxLabel {
 			return &InvalidError{"labels", "have an empty key, or a key or value longer than 256 bytes"}
 		}
+		if strings.ContainsFunc(k, unicode.IsControl) || strings.ContainsFunc(v, unicode.IsControl) {
+			return &InvalidError{"labels", "hold a control character"}
+		}
 	}
 	return nil
 }
-
-func control(r rune) bool { return r < ' ' || r == 0x7f }
 
 func validPrefix(p string) bool {
 	if len(p) > MaxPrefix || !strings.HasPrefix(p, "/") {

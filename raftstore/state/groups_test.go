@@ -47,6 +47,11 @@ func TestGroupsThatCouldBeTakenForEachOtherAreRefused(t *testing.T) {
 		"neither id nor name":                   {},
 		"a type that does not exist":            {Id: "n", Type: "kong"},
 		"a name with a control character":       {Id: "n", Name: "a\nb"},
+		"a name that a terminal obeys":          {Id: "n", Name: "a\u009b2J"},
+		"a description that a terminal obeys":   {Id: "n", Description: "a\x1b[2J"},
+		"a label that a terminal obeys":         {Id: "n", Labels: map[string]string{"k": "\x1b[2J"}},
+		"a label's key that a terminal obeys":   {Id: "n", Labels: map[string]string{"\x1b[2J": "v"}},
+		"an image tag that a terminal obeys":    {Id: "n", ImageTag: "\x1b[2J"},
 		"more history than is allowed":          {Id: "n", HistoryLimit: 10001},
 		"a label without a key":                 {Id: "n", Labels: map[string]string{"": "x"}},
 	} {
