@@ -264,6 +264,27 @@ func TestARestoreToAnOlderRevisionIsPublishedWhole(t *testing.T) {
 	}
 }
 
+// A restore may bring another history, in which the revision that is served holds
+// something else: its change sets do not lead from there.
+func TestWhatChangedIsToldFromTheVeryContentThatIsServed(t *testing.T) {
+	of := func(ids ...string) *state.Group {
+		st, _ := state.New().Apply(createGroup("g", 100))
+		for _, id := range ids {
+			r := &musterv1.Resource{Kind: &musterv1.Resource_Service{Service: &musterv1.Service{Id: id}}}
+			st, _ = st.Apply(commit("g", &musterv1.Change{Action: &musterv1.Change_Put{Put: r}}))
+		}
+		g, _ := st.Group("g")
+		return g
+	}
+	var got []string
+	for _, c := range changesBetween(of("a"), of("b", "c")) {
+		got = append(got, c.Key.String())
+	}
+	if want := "[service/a service/b service/c]"; fmt.Sprint(got) != want {
+		t.Errorf("got %v, want %s", got, want)
+	}
+}
+
 func TestATrialSeesWhatATransactionWouldBreak(t *testing.T) {
 	p := newPublished(t)
 	p.run()
