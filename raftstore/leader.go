@@ -198,10 +198,16 @@ func (s *Store) transfer(ctx context.Context, id string) error {
 		}
 		future = s.raft.LeadershipTransferToServer(raft.ServerID(id), raft.ServerAddress(addr))
 	}
-	if err := s.await(ctx, future); err != nil {
+	switch err := s.await(ctx, future); {
+	case err == nil:
+		return nil
+	case errors.Is(err, raft.ErrNotLeader):
+		return &NotLeaderError{} // it was lost meanwhile: the next one is to be asked
+	case errors.Is(err, raft.ErrLeadershipTransferInProgress):
+		return errHandingOver
+	default:
 		return fmt.Errorf("hand leadership on: %w", err)
 	}
-	return nil
 }
 
 // await waits for a future of raft, which takes no context. Raft answers every

@@ -23,6 +23,8 @@ const (
 	joinTimeout = 30 * time.Second
 	// transferTimeout bounds snapshots when the call has no deadline.
 	transferTimeout = 30 * time.Minute
+	// newLeaderTimeout is how long TransferLeader waits to hear of the new leader.
+	newLeaderTimeout = 2 * time.Second
 	// snapshotChunk is the size of the pieces of a snapshot, in bytes.
 	snapshotChunk = 256 << 10
 	// maxJoinAddresses bounds the addresses of one JoinCluster.
@@ -128,14 +130,28 @@ func (s *Service) RemovePeer(ctx context.Context, req *musterv1.RemovePeerReques
 // TransferLeader implements ClusterService.
 func (s *Service) TransferLeader(ctx context.Context, req *musterv1.TransferLeaderRequest) (*musterv1.TransferLeaderResponse, error) {
 	s.audit(ctx, "transfer leadership", "id", req.GetId())
+	before, _, _ := s.cfg.Cluster.Leader()
 	if err := s.cfg.Cluster.TransferLeader(ctx, req.GetId()); err != nil {
 		return nil, toStatus(err)
 	}
-	if err := s.cfg.Cluster.WaitLeader(ctx); err != nil {
-		return nil, toStatus(err)
+	// This server may not have heard of the new leader yet.
+	wait, cancel := context.WithTimeout(ctx, newLeaderTimeout)
+	defer cancel()
+	poll := time.NewTicker(5 * time.Millisecond)
+	defer poll.Stop()
+	for {
+		if err := s.cfg.Cluster.WaitLeader(ctx); err != nil {
+			return nil, toStatus(err)
+		}
+		id, _, _ := s.cfg.Cluster.Leader()
+		if id == req.GetId() || req.GetId() == "" && id != before || wait.Err() != nil {
+			return &musterv1.TransferLeaderResponse{LeaderId: id}, nil
+		}
+		select {
+		case <-wait.Done():
+		case <-poll.C:
+		}
 	}
-	id, _, _ := s.cfg.Cluster.Leader()
-	return &musterv1.TransferLeaderResponse{LeaderId: id}, nil
 }
 
 // SaveSnapshot implements ClusterService.

@@ -98,6 +98,12 @@ func (l *lab) env(out, said io.Writer) cli.Env {
 	}
 }
 
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.buf.String()
+}
+
 // start runs a command until the test ends.
 func (l *lab) start(args []string) {
 	l.t.Helper()
@@ -108,9 +114,9 @@ func (l *lab) start(args []string) {
 	l.t.Cleanup(func() {
 		cancel()
 		if code := <-done; code != 0 {
-			l.t.Errorf("muster %s: exit code %d\n%s", args[0], code, &said.buf)
+			l.t.Errorf("muster %s: exit code %d\n%s", args[0], code, said)
 		} else if l.t.Failed() {
-			l.t.Logf("muster %s:\n%s", strings.Join(args, " "), &said.buf)
+			l.t.Logf("muster %s:\n%s", strings.Join(args, " "), said)
 		}
 	})
 }

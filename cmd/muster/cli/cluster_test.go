@@ -178,12 +178,10 @@ func TestThreeServersFormAClusterWhoseLeaderMovesAndWhoseMembersGo(t *testing.T)
 	}
 
 	next := map[string]string{"a": "b", "b": "c", "c": "a"}[c.leader()]
-	if out := c.muster("cluster", "transfer-leader", next); out != "server/"+next+" leads\n" {
-		t.Errorf("transfer-leader: %s", out)
-	}
-	if got := c.leader(); got != next {
-		t.Errorf("%s leads, want %s", got, next)
-	}
+	// On a busy machine leadership may be lost again at once.
+	c.eventually(next+" leads", func() bool {
+		return c.muster("cluster", "transfer-leader", next) == "server/"+next+" leads\n" && c.leader() == next
+	})
 	if said := c.fails(exitNotFound, "cluster", "transfer-leader", "nobody"); !strings.Contains(said, "nobody") {
 		t.Errorf("transfer to nobody: %s", said)
 	}
