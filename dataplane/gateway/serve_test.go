@@ -127,6 +127,7 @@ func TestPathsAreNormalisedAsEnvoyDoes(t *testing.T) {
 		"/a/..": "/", "/a/.": "/a/", "/a?x=/../y//z": "/a?x=/../y//z", "/a;p=1": "/a;p=1", "/a/%c3%bc": "/a/%c3%bc", "/A/../B//C": "/B/C",
 		"/a/b/../../..": "/", "/a///b//": "/a/b/", "/%2e%2e/x": "/x", "/a|b": "/a%7Cb", `/a"b`: "/a%22b", "/a<b>": "/a%3Cb%3E",
 		"/a^b`{}": "/a%5Eb%60%7B%7D", "/a[1]": "/a[1]", "/%2Fx": "/%2Fx", "/a/%252e%252e/b": "/a/%252e%252e/b", "/a?": "/a?", "/a/...": "/a/...",
+		"/a/..;x/b": "/b", "/a/.;x/b": "/a/b", "/a..;b/c": "/a..;b/c", "/a/..;": "/",
 		"http://h.example/abs?x=1": "/abs?x=1", "/a%zz": "400", "/a%": "400", "/a%00b": "400", "/a#frag": "400", "*": "400", "/ü": "400",
 	} {
 		a := l.raw("GET " + path + " HTTP/1.1\r\nHost: h.example\r\nConnection: close\r\n\r\n")

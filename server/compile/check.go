@@ -51,6 +51,8 @@ func (u *upstream) checks(cluster *clusterv3.Cluster, options *httpv3.HttpProtoc
 	// Like API7, and unlike Envoy by default: nodes that fail are not used while
 	// any other is healthy, and all are when none is.
 	cluster.CommonLbConfig = &clusterv3.Cluster_CommonLbConfig{HealthyPanicThreshold: &typev3.Percent{Value: 1}}
+	// Envoy by default sends to a node that was taken away until it fails a check.
+	cluster.IgnoreHealthOnHostRemoval = true
 	u.active(cluster, u.GetChecks().GetActive())
 	if p := u.GetChecks().GetPassive(); p != nil {
 		u.passive(cluster, options, p)
