@@ -169,18 +169,7 @@ func freeAddr(t testing.TB) string {
 func (w *world) change() {
 	w.t.Helper()
 	w.count++
-	_, err := w.centre.srv.Admin().Commit(w.centre.as(), &musterv1.CommitRequest{Group: "edge", Changes: []*musterv1.Change{{
-		Action: &musterv1.Change_Put{Put: &musterv1.Resource{Kind: &musterv1.Resource_Service{Service: &musterv1.Service{
-			Id: "counter", Name: "counter", Hosts: []string{"counter.example.com"},
-			Upstream: &musterv1.Upstream{
-				Timeout: &musterv1.Timeout{Connect: float64(w.count) / 1000, Send: 60, Read: 60},
-				Nodes:   []*musterv1.Node{{Host: "127.0.0.1", Port: 80}},
-			},
-		}}}},
-	}}})
-	if err != nil {
-		w.t.Fatal(err)
-	}
+	w.centre.counterTo(w.count)
 	switch name := fmt.Sprintf("t%d", w.count%7); w.rng.IntN(4) {
 	case 0:
 		w.centre.service("edge", name, int32(1000+w.count%1000))
@@ -197,18 +186,21 @@ func (w *world) change() {
 func (w *world) settle(after string) {
 	w.t.Helper()
 	want := time.Duration(w.count) * time.Millisecond
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(5 * time.Millisecond) {
-		behind := ""
+	for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		var behind []string
 		for _, p := range w.planes {
 			if !p.at(want) {
-				behind = p.id
+				p.mu.Lock()
+				behind = append(behind, fmt.Sprintf("%s (at %v, from %s)", p.id, p.counter, p.targets[(p.next+len(p.targets)-1)%len(p.targets)]))
+				p.mu.Unlock()
 			}
 		}
-		if behind == "" {
+		if len(behind) == 0 {
 			break
 		}
 		if time.Now().After(deadline) {
-			w.t.Fatalf("after %s: %s does not get change %d\n%s", after, behind, w.count, w.relays[0].log.lines)
+			w.t.Fatalf("after %s: change %d does not get to %v; the relays are %s and %s, the first said:\n%s",
+				after, w.count, behind, w.relays[0].spec.Addr, w.relays[1].spec.Addr, w.relays[0].log.lines)
 		}
 	}
 	for _, p := range w.planes {

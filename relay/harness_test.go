@@ -144,6 +144,23 @@ func (c *centre) service(group, name string, port int32) uint64 {
 	return resp.GetRevision()
 }
 
+// counterTo commits a cluster that counts.
+func (c *centre) counterTo(n int) {
+	c.t.Helper()
+	_, err := c.srv.Admin().Commit(c.as(), &musterv1.CommitRequest{Group: "edge", Changes: []*musterv1.Change{{
+		Action: &musterv1.Change_Put{Put: &musterv1.Resource{Kind: &musterv1.Resource_Service{Service: &musterv1.Service{
+			Id: "counter", Name: "counter", Hosts: []string{"counter.example.com"},
+			Upstream: &musterv1.Upstream{
+				Timeout: &musterv1.Timeout{Connect: float64(n) / 1000, Send: 60, Read: 60},
+				Nodes:   []*musterv1.Node{{Host: "127.0.0.1", Port: 80}},
+			},
+		}}}},
+	}}})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+}
+
 func (c *centre) remove(group, name string) {
 	c.t.Helper()
 	_, err := c.srv.Admin().Commit(c.as(), &musterv1.CommitRequest{Group: group, Changes: []*musterv1.Change{

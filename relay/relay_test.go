@@ -1,6 +1,9 @@
 package relay
 
 import (
+	"crypto/ed25519"
+	"crypto/rand"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -8,7 +11,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/musterhq/muster/dataplane"
+	"github.com/musterhq/muster/manifest"
 	musterv1 "github.com/musterhq/muster/proto/muster/v1"
+	"github.com/musterhq/muster/server"
 )
 
 func TestADataPlaneSeesThroughARelayWhatItWouldSeeAtTheServer(t *testing.T) {
@@ -213,4 +218,39 @@ func TestAGatewayWithoutManifestKeysBelowARelay(t *testing.T) {
 	r := newRelay(t, "region", []string{c.addr()})
 	p := newPlane(t, "p", "edge", []string{r.addr()}, func(cfg *dataplane.Config) { cfg.Manifest = dataplane.ManifestRequired })
 	eventually(t, "whole revisions come through a relay", p.at(1))
+}
+
+func TestOnlySignedRevisionsAreServed(t *testing.T) {
+	pub, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, _, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	trusting := func(keys ...ed25519.PublicKey) func(*Config) { return func(c *Config) { c.ManifestKeys = keys } }
+	signing := newCentre(t, func(c *server.Config) { c.ManifestKey = key })
+	signing.group("edge", nil)
+	signing.service("edge", "s", 80)
+	region := newRelay(t, "region", []string{signing.addr()}, trusting(other, pub))
+	// The signature is the server's: a relay below needs no key of the relay's.
+	site := newRelay(t, "site", []string{region.addr()}, trusting(pub))
+	p := newPlane(t, "p", "edge", []string{site.addr()})
+	eventually(t, "what is signed is served through the chain", p.at(1))
+
+	stranger := newRelay(t, "stranger", []string{signing.addr()}, trusting(other))
+	silent := newCentre(t)
+	silent.group("edge", nil)
+	silent.service("edge", "s", 80)
+	unsigned := newRelay(t, "unsigned", []string{silent.addr()}, trusting(pub))
+	for r, want := range map[*testRelay]error{stranger: manifest.ErrSignature, unsigned: manifest.ErrUnsigned} {
+		eventually(t, "the relay says why", func() bool {
+			all := r.carriers.all()
+			return len(all) == 1 && errors.Is(all[0].client.Status().LastError, want)
+		})
+		if r.Ready() == nil {
+			t.Errorf("relay %s serves what nobody trusted signed", r.cfg.ID)
+		}
+	}
 }
