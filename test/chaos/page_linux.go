@@ -69,7 +69,7 @@ func (t *tally) page(out io.Writer) {
 	}
 	p("\n*Whole again* is the time from the end of the fault until every server runs, is ready, has\na vote and agrees on the leader; it includes the start of processes that had ended. Data planes\nheld the newest revision %s (p50) and %s (p99) after that.\n\n", ms(quantile(t.Converged, 0.5)), ms(quantile(t.Converged, 0.99)))
 
-	p("## How long writes pause\n\nThe longest time without an acknowledged write around the fault, with five clients writing.\n\n")
+	p("## How long writes pause\n\nThe longest time without an acknowledged write around the fault, with five clients writing.\nA machine that is busy with other work adds pauses of its own: see its load average below.\n\n")
 	p("| fault | p50 | p99 | max | faults | target |\n| --- | ---: | ---: | ---: | ---: | --- |\n")
 	targets := map[string]string{
 		gapKill: "p99 < 2 s", gapHandover: "< 100 ms", gapTerm: "< 100 ms", gapRolling: "< 100 ms a step",
@@ -176,5 +176,9 @@ func machine() string {
 	if data, err := os.ReadFile("/proc/sys/kernel/osrelease"); err == nil {
 		kernel = "Linux " + strings.TrimSpace(string(data))
 	}
-	return fmt.Sprintf("%d × %s, %s, %s", runtime.NumCPU(), model, kernel, runtime.Version())
+	load := "unknown"
+	if data, err := os.ReadFile("/proc/loadavg"); err == nil {
+		load, _, _ = strings.Cut(string(data), " ")
+	}
+	return fmt.Sprintf("%d × %s, %s, %s, load average %s at the end", runtime.NumCPU(), model, kernel, runtime.Version(), load)
 }
