@@ -63,8 +63,11 @@ func draw(t *rapid.T, tb testing.TB) *musterv1.Resource {
 			return nil
 		}
 		return &musterv1.Upstream{
-			Type:  pick([]string{"", "", "", "chash", "least_conn", "odd"}, "type"),
-			Nodes: []*musterv1.Node{{Host: pick([]string{"10.0.0.1", "10.0.0.2", "up.example.com"}, "node"), Port: 80}},
+			Type: pick([]string{"", "", "", "chash", "least_conn", "odd"}, "type"),
+			Nodes: []*musterv1.Node{
+				{Host: pick([]string{"10.0.0.1", "10.0.0.2", "up.example.com"}, "node"), Port: 80},
+				{Host: pick([]string{"10.0.0.3", "10.0.0.4", "down.example.com"}, "other node"), Port: 80, Weight: proto.Int32(2), Priority: proto.Int32(int32(rapid.IntRange(-1, 0).Draw(t, "node priority")))},
+			},
 		}
 	}
 	id := pick(someIDs, "id")

@@ -64,7 +64,7 @@ func (u *grpcUpstream) compile() []Resource {
 			cluster.LbPolicy = clusterv3.Cluster_RING_HASH
 		}
 		out = append(out, Resource{Key: Key{EndpointType, u.name}, Origins: u.origins, Body: marshal(assignment)})
-		add(cluster, firstWeight(assignment))
+		add(cluster, firstWeight(assignment, len(hashes) > 0))
 	}
 	for _, n := range names {
 		add(u.named(n), weight(n))
@@ -233,7 +233,8 @@ func (u *grpcUpstream) assignment(hashing bool) (*endpointv3.ClusterLoadAssignme
 // Going round, gRPC knows no weights of endpoints, but of localities: the nodes of
 // one weight are a locality, whose weight is theirs together. Hashing, it
 // multiplies both, and one locality holds all. A locality without a weight would
-// be ignored.
+// be ignored, and of two localities of one name grpc-java has the last only,
+// whatever their priorities.
 func localitiesOf(nodes []*musterv1.Node, sch scheme, priority uint32, hashing bool) []*endpointv3.LocalityLbEndpoints {
 	var out []*endpointv3.LocalityLbEndpoints
 	of := map[uint32]*endpointv3.LocalityLbEndpoints{}
@@ -252,11 +253,12 @@ func localitiesOf(nodes []*musterv1.Node, sch scheme, priority uint32, hashing b
 		}
 		l := of[class]
 		if l == nil {
-			l = &endpointv3.LocalityLbEndpoints{Locality: &corev3.Locality{}, Priority: priority, LoadBalancingWeight: &wrapperspb.UInt32Value{}}
+			l = &endpointv3.LocalityLbEndpoints{
+				Locality: &corev3.Locality{SubZone: fmt.Sprintf("priority-%d-weight-%d", priority, class)},
+				Priority: priority, LoadBalancingWeight: &wrapperspb.UInt32Value{},
+			}
 			if hashing {
 				share = 1
-			} else {
-				l.Locality.SubZone = "weight-" + utoa(uint64(w))
 			}
 			of[class], out = l, append(out, l)
 		}
@@ -274,19 +276,18 @@ func sumOf(nodes []*musterv1.Node) (sum uint64) {
 }
 
 // firstWeight is the weight of the nodes of the first priority together.
-func firstWeight(a *endpointv3.ClusterLoadAssignment) uint32 {
+func firstWeight(a *endpointv3.ClusterLoadAssignment, hashing bool) uint32 {
 	var sum uint32
 	for _, l := range a.GetEndpoints() {
 		if l.GetPriority() > 0 {
 			continue
 		}
-		for _, e := range l.GetLbEndpoints() {
-			if w := e.GetLoadBalancingWeight(); w != nil {
-				sum += w.GetValue()
-			}
-		}
-		if l.GetLocality().GetSubZone() != "" {
+		if !hashing {
 			sum += l.GetLoadBalancingWeight().GetValue()
+			continue
+		}
+		for _, e := range l.GetLbEndpoints() {
+			sum += e.GetLoadBalancingWeight().GetValue()
 		}
 	}
 	return max(sum, 1)

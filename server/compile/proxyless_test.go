@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	"google.golang.org/protobuf/proto"
@@ -133,6 +134,22 @@ func references(rt *rapid.T, t testing.TB, delta compile.Delta) {
 				}
 				if p := route.GetRoute().GetRetryPolicy(); p != nil && p.GetNumRetries().GetValue() < 1 {
 					rt.Fatalf("%s has a policy of no retries", r.Name)
+				}
+			}
+		case *endpointv3.ClusterLoadAssignment:
+			localities, addresses := map[string]bool{}, map[string]bool{}
+			for _, l := range m.GetEndpoints() {
+				if key := l.GetLocality().String(); l.GetLocality() == nil || localities[key] || l.GetLoadBalancingWeight().GetValue() == 0 {
+					rt.Fatalf("%s: a locality without a name of its own, or a weight: %v", r.Name, l)
+				} else {
+					localities[key] = true
+				}
+				for _, e := range l.GetLbEndpoints() {
+					if key := e.GetEndpoint().GetAddress().String(); addresses[key] {
+						rt.Fatalf("%s holds %s twice", r.Name, key)
+					} else {
+						addresses[key] = true
+					}
 				}
 			}
 		case *clusterv3.Cluster:

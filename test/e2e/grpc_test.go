@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"slices"
 	"strconv"
 	"testing"
 	"time"
@@ -15,6 +16,7 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
 
 	musterv1 "github.com/musterhq/muster/proto/muster/v1"
@@ -183,7 +185,8 @@ func TestGRPCClientsFollowEveryChange(t *testing.T) {
 		// A more specific route that asks for a header, with an upstream of its own.
 		canary := &musterv1.Route{
 			Id: "canary", ServiceId: "shop", Uris: []string{"/grpc.health.v1.Health/*"},
-			Vars: vars(t, `[["http_x_canary", "==", "yes"]]`), Upstream: grpcUpstream(a),
+			Vars:     vars(t, `[["http_x_canary", "==", "yes"], ["http_x_canary", "in", ["yes", "no"]], ["http_x_canary", "~~", "^y|never$"]]`),
+			Upstream: grpcUpstream(a),
 		}
 		mark = run.Mark()
 		commit(route(canary))
@@ -303,4 +306,72 @@ func fails(t *testing.T, run *grpcclient.Run, mark int) {
 	}); err != nil {
 		t.Fatalf("calls go on: %v", err)
 	}
+}
+
+// TestGRPCClientsTakeEverythingThatAnUpstreamSays gives each client an upstream
+// with weights, retries, timeouts and passive checks, and outlives the interval
+// after which grpc-js would end of the wrong outlier detection.
+func TestGRPCClientsTakeEverythingThatAnUpstreamSays(t *testing.T) {
+	eachClient(t, func(t *testing.T, s *site, c grpcclient.Client) {
+		ctx := t.Context()
+		light, heavy, spare := startHealth(t, "light"), startHealth(t, "heavy"), startHealth(t, "spare")
+		light.Weight, heavy.Weight, spare.Priority = proto.Int32(1), proto.Int32(4), proto.Int32(-1)
+		u := grpcUpstream(light, heavy, spare)
+		u.Retries, u.Timeout = proto.Int32(2), &musterv1.Timeout{Read: 10}
+		u.Checks = &musterv1.Checks{
+			Active:  &musterv1.ActiveCheck{Type: "tcp"},
+			Passive: &musterv1.PassiveCheck{Unhealthy: &musterv1.UnhealthyThreshold{HttpFailures: proto.Int32(3)}},
+		}
+		hashed := grpcUpstream(light, heavy)
+		hashed.Type, hashed.HashOn, hashed.Key = "chash", "header", "x-user"
+		if _, err := s.commit(ctx, mesh,
+			service(&musterv1.Service{Id: "shop", Name: "The shop", Upstream: u}), routeOf("shop", "/*"),
+			service(&musterv1.Service{Id: "hashed-4711", Name: "hashed", Upstream: hashed}), routeOf("hashed-4711", "/*"),
+		); err != nil {
+			t.Fatal(err)
+		}
+		run := s.startClient(t, c, mesh, "shop-client", "shop", nil)
+		// By its name, and every call with one key.
+		one := s.startClient(t, c, mesh, "hashed-client", "hashed", func(cfg *grpcclient.Config) { cfg.Header, cfg.Rate = "x-user=ada", 20 })
+		enough, cancel := context.WithTimeout(ctx, 2*time.Minute)
+		defer cancel()
+		// A client that starts sends to the node that it has reached.
+		reached := func(backends ...string) func([]grpcclient.Result) bool {
+			return func(rs []grpcclient.Result) bool {
+				for _, b := range backends {
+					if !slices.ContainsFunc(rs, func(r grpcclient.Result) bool { return r.Backend == b }) {
+						return false
+					}
+				}
+				return true
+			}
+		}
+		if _, err := run.Next(enough, 0, reached("light", "heavy")); err != nil {
+			t.Fatal(err)
+		}
+		mark := run.Mark()
+		rs, err := run.Next(enough, mark, func(rs []grpcclient.Result) bool { return len(rs) >= 1100 })
+		if err != nil {
+			t.Fatal(err)
+		}
+		noneLost(t, run, mark, "an upstream with everything")
+		got := map[string]int{}
+		for _, r := range rs {
+			got[r.Backend]++
+		}
+		if share := float64(got["heavy"]) / float64(len(rs)); share < 0.7 || share > 0.9 || got["spare"] > 0 {
+			t.Errorf("weights 1 and 4 gave %v", got)
+		}
+		mark = one.Mark()
+		keyed, err := one.Next(enough, mark, func(rs []grpcclient.Result) bool { return len(rs) >= 50 })
+		if err != nil {
+			t.Fatal(err)
+		}
+		noneLost(t, one, mark, "hashing")
+		for _, r := range keyed {
+			if r.Backend != keyed[0].Backend {
+				t.Fatalf("calls with one key went to %s and to %s", keyed[0].Backend, r.Backend)
+			}
+		}
+	})
 }
