@@ -34,8 +34,7 @@ type stockPlane struct {
 	next    int
 	cancel  context.CancelFunc // of the stream
 	held    map[string]map[string]*discoveryv3.Resource
-	version string // of the last state-of-the-world response
-	highest snapshot.Version
+	version string        // of the last state-of-the-world response
 	counter time.Duration // as the cluster `service/counter` has it
 	breach  []string
 	streams int
