@@ -2,7 +2,10 @@ package dataplane
 
 import (
 	"bufio"
+	"bytes"
 	"crypto/cipher"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -342,7 +345,7 @@ func (c *cache) readFloor() {
 		return
 	}
 	if err == nil {
-		err = json.Unmarshal(b, &c.floor)
+		c.floor, err = parseFloor(b)
 	}
 	if err != nil {
 		c.floorLost = true
@@ -350,12 +353,38 @@ func (c *cache) readFloor() {
 	}
 }
 
+// floorFile is the floor on disk. One without a sum is of an earlier release.
+type floorFile struct {
+	version
+	Sum string `json:"sum,omitempty"`
+}
+
+func (v version) sum() string {
+	h := sha256.Sum256(fmt.Appendf(nil, "floor %d.%d", v.Epoch, v.Revision))
+	return hex.EncodeToString(h[:8])
+}
+
+// parseFloor reads a floor. A damaged one must not pass for a higher one, which no
+// server would ever reach.
+func parseFloor(b []byte) (version, error) {
+	var f floorFile
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&f); err != nil {
+		return version{}, err
+	}
+	if f.Sum != "" && f.Sum != f.sum() {
+		return version{}, errChecksum
+	}
+	return f.version, nil
+}
+
 func (c *cache) writeFloor(epoch, revision uint64) error {
 	next := version{Epoch: epoch, Revision: revision}
 	if !c.floor.below(next) {
 		return nil
 	}
-	b, err := json.Marshal(next)
+	b, err := json.Marshal(floorFile{next, next.sum()})
 	if err != nil {
 		return err
 	}

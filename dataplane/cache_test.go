@@ -2,6 +2,7 @@ package dataplane
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -485,6 +486,28 @@ func BenchmarkColdStart(b *testing.B) {
 	for b.Loop() {
 		if _, err := ReadSnapshot(bytes.NewReader(buf.Bytes()), "g", nil); err != nil {
 			b.Fatal(err)
+		}
+	}
+}
+
+func TestADamagedFloorIsRefused(t *testing.T) {
+	whole, err := json.Marshal(floorFile{version{1, 280}, version{1, 280}.sum()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v, err := parseFloor(whole); err != nil || v != (version{1, 280}) {
+		t.Fatalf("%s is read as %v, %v", whole, v, err)
+	}
+	if v, err := parseFloor([]byte(`{"epoch":3,"revision":57}`)); err != nil || v != (version{3, 57}) {
+		t.Errorf("one of an earlier release is read as %v, %v", v, err)
+	}
+	for at := range whole {
+		for bit := range 8 {
+			b := slices.Clone(whole)
+			b[at] ^= 1 << bit
+			if v, err := parseFloor(b); err == nil && v != (version{1, 280}) {
+				t.Errorf("%s is read as %v", b, v)
+			}
 		}
 	}
 }
