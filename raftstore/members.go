@@ -247,9 +247,10 @@ func (s *Store) addAsLeader(ctx context.Context, req *musterv1.PeerServiceJoinRe
 	if _, _, err := net.SplitHostPort(string(addr)); err != nil || id == "" {
 		return fmt.Errorf("%w: %q at %q is not a server", ErrRefused, id, addr)
 	}
-	suffrage := raft.Nonvoter
+	suffrage, member := raft.Nonvoter, false
 	servers, index := s.configuration()
 	for _, server := range servers {
+		member = member || server.ID == id
 		switch {
 		case server.ID == id && server.Suffrage == raft.Voter && req.GetFresh():
 			return fmt.Errorf("%w: server %q has a vote but has lost its data; remove it first", ErrRefused, id)
@@ -260,6 +261,11 @@ func (s *Store) addAsLeader(ctx context.Context, req *musterv1.PeerServiceJoinRe
 		case server.Address == addr:
 			return fmt.Errorf("%w: %s is the address of server %q; remove it first", ErrRefused, addr, server.ID)
 		}
+	}
+	if !member && !req.GetFresh() {
+		// raft tells a server of its removal only as well as it can, so the
+		// server itself may still take itself for a member.
+		return fmt.Errorf("%w: server %q has data of a cluster and is no member of this one; move its data directory away first", ErrRefused, id)
 	}
 	var future raft.Future
 	if suffrage == raft.Voter {

@@ -40,7 +40,7 @@ func TestARemovedServerCannotComeBackUnasked(t *testing.T) {
 	if err := c.leader().Remove(testCtx(t), gone.id, false); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the server to learn that it was removed", func() bool { return gone.addressOf(gone.id) == "" })
+	// Whether it has heard of it or not, for raft does not tell it for sure.
 	if err := gone.Join(testCtx(t), []string{c.leader().cfg.RaftAddr}); !errors.Is(err, ErrRefused) {
 		t.Errorf("got %v", err)
 	}
