@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/protobuf/proto"
@@ -258,6 +259,46 @@ func FuzzNonce(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if n, ok := parseNonce(b); ok && string(appendNonce(nil, n)) != string(b) {
 			t.Fatalf("%q is parsed as %d", b, n)
+		}
+	})
+}
+
+// FuzzEndpointsOf holds the scanner to what protobuf decodes of a cluster, which may
+// be an operator's own message.
+func FuzzEndpointsOf(f *testing.F) {
+	for _, content := range []string{"", "static", "service=x"} {
+		f.Add(testResource(compile.ClusterType, "a", content).Body)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		got := endpointsOf(snapshot.NewResource(compile.ClusterType, "a", snapshot.Version{}, b))
+		m := &clusterv3.Cluster{}
+		if proto.Unmarshal(b, m) != nil {
+			return
+		}
+		want := ""
+		if m.GetType() == clusterv3.Cluster_EDS && m.GetClusterType() == nil {
+			if want = m.GetEdsClusterConfig().GetServiceName(); want == "" {
+				want = "a"
+			}
+		}
+		// A message may say one thing twice; the last of a oneof counts, and here the
+		// order of two kinds is not kept.
+		if got != want && m.GetType() == clusterv3.Cluster_EDS && got != "" {
+			t.Fatalf("endpoints %q, want %q of %v", got, want, m)
+		}
+	})
+}
+
+// FuzzFailure: whatever stands in error_detail, it is a refusal that can be worked on.
+func FuzzFailure(f *testing.F) {
+	b, _ := proto.Marshal(&rpcstatus.Status{Code: 3, Message: "no"})
+	f.Add(b)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		_, told := failureOf(b, compile.ClusterType)
+		for name := range told {
+			if name == "" {
+				t.Fatal("a refused resource without a name")
+			}
 		}
 	})
 }

@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"regexp"
 	"slices"
@@ -165,6 +166,59 @@ func TestAChangeCostsBytesOfItsOwnSize(t *testing.T) {
 				t.Logf("Envoy received %d bytes on the xDS connection", got)
 			}
 		})
+	}
+}
+
+// TestAConsumerAmongTenThousand states what one changed consumer costs on the wire
+// when there are many. All credentials are in one resource, which goes whole: the
+// cost grows with the consumers. The bound is what a credential may take of it.
+func TestAConsumerAmongTenThousand(t *testing.T) {
+	const consumers, bytesEach = 10000, 80
+	a := startBackend(t, "a")
+	s := newSite(t, 0)
+	s.group(t, "many")
+	ctx := t.Context()
+	closed := routeOf("closed", "/*")
+	closed.GetPut().GetRoute().Plugins = keyAuth()
+	name := func(i int) string { return fmt.Sprintf("consumer-%05d", i) }
+	key := func(i int) string { return fmt.Sprintf("a-key-of-32-characters-no-%06d", i) }
+	changes := []*musterv1.Change{serviceOn("closed", "api.example.com", "", a), closed}
+	for i := range consumers {
+		changes = append(changes, consumer(name(i)), keyOf(name(i), key(i)))
+	}
+	var rev uint64
+	for chunk := range slices.Chunk(changes, 1000) {
+		var err error
+		if rev, err = s.commit(ctx, "many", chunk...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p := s.startEnvoy(t, "many", envoys[0])
+	if err := s.wait(ctx, "many", rev, 1); err != nil {
+		t.Fatal(err)
+	}
+	if err := eventually(ctx, 10*time.Second, func() error {
+		return p.answers(ctx, "api.example.com/x", 200, "apikey", key(consumers-1))
+	}); err != nil {
+		t.Fatal(err)
+	}
+	before := p.updates(ctx, t)
+	if rev, err := s.commit(ctx, "many", keyOf(name(7), "another-key")); err != nil {
+		t.Fatal(err)
+	} else if err := s.wait(ctx, "many", rev, 1); err != nil {
+		t.Fatal(err)
+	}
+	if err := eventually(ctx, 10*time.Second, func() error {
+		return errors.Join(
+			p.answers(ctx, "api.example.com/x", 200, "apikey", "another-key"),
+			p.answers(ctx, "api.example.com/x", 401, "apikey", key(7)))
+	}); err != nil {
+		t.Error(err)
+	}
+	got := p.updates(ctx, t).received - before.received
+	t.Logf("one changed consumer of %d: Envoy received %d bytes", consumers, got)
+	if got > consumers*bytesEach {
+		t.Errorf("more than %d bytes for each of the %d consumers", bytesEach, consumers)
 	}
 }
 
