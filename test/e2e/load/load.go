@@ -52,7 +52,7 @@ type Load struct {
 	report Report
 }
 
-// Start sends each request once per interval, over one connection each, until
+// Start sends each request an interval after the last answer, over one connection each, until
 // Stop or the end of ctx.
 func Start(ctx context.Context, interval time.Duration, requests ...Request) *Load {
 	ctx, cancel := context.WithCancel(ctx)
@@ -112,6 +112,9 @@ func (l *Load) repeat(ctx context.Context, interval time.Duration, r Request) {
 		// A request under way when the load is stopped is still finished.
 		err := once(context.WithoutCancel(ctx), transport, scheme+"://"+r.Host+r.Path, r.Header, want, r.Or)
 		l.note(r, began, err)
+		// After a slow answer the next tick is due at once, and the connection may not
+		// be back among the idle ones yet: another would be made.
+		ticker.Reset(interval)
 	}
 }
 
