@@ -62,7 +62,7 @@ func (a *attendant) run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil
 		}
-		wait := attendMin << min(failures, 10)
+		wait := min(attendMin<<min(failures, 10), attendMax)
 		switch {
 		case status.Code(err) == codes.Unimplemented:
 			a.carriers.alien()
@@ -78,10 +78,6 @@ func (a *attendant) run(ctx context.Context) error {
 		} else {
 			failures++
 			next++
-		}
-		wait = min(wait, max(attendMax, foreignRetry))
-		if status.Code(err) != codes.Unimplemented {
-			wait = min(wait, attendMax)
 		}
 		if !sleep(ctx, wait/2+time.Duration(rand.Float64()*float64(wait)/2)) {
 			return nil

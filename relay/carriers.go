@@ -49,6 +49,10 @@ type carriers struct {
 	// published counts publications, so that it is seen that there is news.
 	published atomic.Uint64
 
+	// disk is held while the list of groups is written, and taken before mu: whoever
+	// reads the groups must not wait for a disk.
+	disk sync.Mutex
+
 	mu      sync.Mutex
 	groups  map[string]*carried // by id
 	foreign bool
@@ -78,18 +82,26 @@ func (c *carriers) recall() {
 // wantGRPC makes the relay follow what gRPC's own xDS clients see of a group: most
 // groups have none, and need not pay for it. Once there was one, it stays so.
 func (c *carriers) wantGRPC(id string) {
+	if c.beginGRPC(id) {
+		c.remember()
+	}
+}
+
+// beginGRPC reports whether the relay follows, from now on, what gRPC's own xDS
+// clients see of a group.
+func (c *carriers) beginGRPC(id string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	g := c.groups[id]
 	if g == nil || g.grpc != nil || c.foreign {
-		return
+		return false
 	}
 	var err error
 	if g.grpc, err = c.begin(g.group, false, true); err != nil {
 		c.log.Error("a group cannot be carried for gRPC clients", "carries", id, "error", err)
-		return
+		return false
 	}
-	c.remember()
+	return true
 }
 
 // source offers the snapshots to the sessions.
@@ -129,8 +141,6 @@ func (c *carriers) wants(g *musterv1.RelayedGroup) bool {
 // any more are served on.
 func (c *carriers) list(groups []*musterv1.RelayedGroup) {
 	c.carry(groups, false)
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	c.remember()
 }
 
@@ -146,13 +156,22 @@ func (c *carriers) alien() {
 		return
 	}
 	c.carry(groups, true)
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	c.remember()
 }
 
-// remember keeps the list of groups on disk. c.mu is held.
+// remember keeps the list of groups on disk.
 func (c *carriers) remember() {
+	c.disk.Lock()
+	defer c.disk.Unlock()
+	if err := writeList(c.cfg.DataDir, c.current()); err != nil {
+		c.log.Error("the list of groups is not kept on disk", "error", err)
+	}
+}
+
+// current is the list of groups as it is to be remembered.
+func (c *carriers) current() groupList {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	var listed []*musterv1.RelayedGroup
 	for _, g := range c.groups {
 		if g.listed {
@@ -165,9 +184,7 @@ func (c *carriers) remember() {
 	for i := range l.Groups {
 		l.Groups[i].GRPC = c.groups[l.Groups[i].ID].grpc != nil
 	}
-	if err := writeList(c.cfg.DataDir, l); err != nil {
-		c.log.Error("the list of groups is not kept on disk", "error", err)
-	}
+	return l
 }
 
 func (c *carriers) carry(groups []*musterv1.RelayedGroup, foreign bool) {

@@ -28,7 +28,7 @@ type ports struct {
 func (r *Relay) openPorts(parts *errgroup.Group) *ports {
 	opts := r.xds.ServerOptions()
 	if r.certs != nil {
-		opts = append(opts, grpc.Creds(credentials.NewTLS(r.certs.Config("h2"))))
+		opts = append(opts, grpc.Creds(auth.CutAtExpiry(credentials.NewTLS(r.certs.Config("h2")))))
 	}
 	p := &ports{xds: grpc.NewServer(opts...)}
 	r.xds.Register(p.xds)

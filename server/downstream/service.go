@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	"log/slog"
-	"net"
 	"slices"
 	"strings"
 	"time"
@@ -147,7 +146,7 @@ func (a *attendance) begin(hello *musterv1.RelayHello) (err error) {
 	}
 	address := ""
 	if p, ok := peer.FromContext(a.stream.Context()); ok {
-		address = hostOf(p.Addr)
+		address = p.Addr.String()
 	}
 	a.hello = hello
 	a.number = a.cfg.Fleet.RelayJoined(hello.GetRelay(), hello.GetVersion(), address)
@@ -243,11 +242,4 @@ func (a *attendance) wants(g *musterv1.RelayedGroup) bool {
 		}
 	}
 	return true
-}
-
-func hostOf(addr net.Addr) string {
-	if addr == nil {
-		return ""
-	}
-	return addr.String()
 }

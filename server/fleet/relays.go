@@ -20,6 +20,8 @@ const (
 	// relayLimit the relays below one.
 	relayPlaneLimit = 50_000
 	relayLimit      = 1000
+	// servedLimit bounds the relays of which a group knows what they serve.
+	servedLimit = 10 * relayLimit
 	// hopLimit bounds the relays on the way to a data plane.
 	hopLimit = 16
 )
@@ -93,7 +95,7 @@ func (r *Registry) RelayReported(id string, number uint64, report *musterv1.Rela
 	for _, v := range versions {
 		if g := r.existing(v.group); g != nil && allowed(v.group, "") {
 			g.mu.Lock()
-			g.served[v.relay] = v.version
+			g.serves(v.relay, v.version)
 			g.mu.Unlock()
 		}
 	}
@@ -125,8 +127,14 @@ func (r *Registry) RelayReported(id string, number uint64, report *musterv1.Rela
 			}
 			of[m.GetId()] = p
 			r.changed(g, p)
+			if !p.live() {
+				g.gone++
+			}
 		}
-		g.forget(now, r.cfg)
+		if g.gone > r.cfg.slack() {
+			g.gone = 0
+			g.forget(now, r.cfg)
+		}
 		g.poke()
 		g.mu.Unlock()
 	}
@@ -134,6 +142,16 @@ func (r *Registry) RelayReported(id string, number uint64, report *musterv1.Rela
 
 // nodeIDLike bounds what a relay may call a data plane.
 func nodeIDLike(id string) bool { return id != "" && len(id) <= 256 }
+
+// serves takes in what a relay serves of the group. Relays may call those below
+// them anything: when there are too many names, all are forgotten, and those that
+// exist are told again.
+func (g *group) serves(relay string, v Version) {
+	if _, known := g.served[relay]; !known && len(g.served) >= servedLimit {
+		clear(g.served)
+	}
+	g.served[relay] = v
+}
 
 type servedVersion struct {
 	relay, group string
@@ -220,7 +238,7 @@ func (r *Registry) LearnRelays(server string, states []*musterv1.RelayState) {
 		for _, v := range s.GetGroups() {
 			if g := r.existing(v.GetGroup()); g != nil {
 				g.mu.Lock()
-				g.served[s.GetId()] = Version{Epoch: v.GetEpoch(), Revision: v.GetRevision()}
+				g.serves(s.GetId(), Version{Epoch: v.GetEpoch(), Revision: v.GetRevision()})
 				g.mu.Unlock()
 			}
 		}

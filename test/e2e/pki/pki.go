@@ -81,7 +81,7 @@ func (a *Authority) Leaf(name string) (*Leaf, error) {
 	if leaf, ok := a.leaves[name]; ok {
 		return leaf, nil
 	}
-	leaf, err := a.issue(name)
+	leaf, err := a.issue(name, usual)
 	if err != nil {
 		return nil, err
 	}
@@ -93,7 +93,7 @@ func (a *Authority) Leaf(name string) (*Leaf, error) {
 func (a *Authority) Fresh(name string) (*Leaf, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.issue(name)
+	return a.issue(name, usual)
 }
 
 // Identity returns a new certificate for name that carries URIs, such as SPIFFE
@@ -101,10 +101,20 @@ func (a *Authority) Fresh(name string) (*Leaf, error) {
 func (a *Authority) Identity(name string, uris ...*url.URL) (*Leaf, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.issue(name, uris...)
+	return a.issue(name, usual, uris...)
 }
 
-func (a *Authority) issue(name string, uris ...*url.URL) (*Leaf, error) {
+// usual is how long a certificate holds, in a test that does not say.
+const usual = 12 * time.Hour
+
+// Brief is Identity of a certificate that holds for so long only.
+func (a *Authority) Brief(name string, life time.Duration, uris ...*url.URL) (*Leaf, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.issue(name, life, uris...)
+}
+
+func (a *Authority) issue(name string, life time.Duration, uris ...*url.URL) (*Leaf, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, err
@@ -114,7 +124,7 @@ func (a *Authority) issue(name string, uris ...*url.URL) (*Leaf, error) {
 		SerialNumber: big.NewInt(a.serial),
 		Subject:      pkix.Name{CommonName: name},
 		NotBefore:    time.Now().Add(-time.Hour),
-		NotAfter:     time.Now().Add(12 * time.Hour),
+		NotAfter:     time.Now().Add(life),
 		KeyUsage:     x509.KeyUsageDigitalSignature,
 		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 		URIs:         uris,
