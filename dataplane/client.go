@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -30,6 +31,9 @@ type Client struct {
 	picker *picker
 	cache  *cache  // nil without CacheDir
 	floor  version // the highest that was ever in service
+	// leftOut are types that an upstream without Manifests ends streams over, with the
+	// time until when they are not asked for.
+	leftOut map[string]time.Time
 
 	started atomic.Bool
 	state   atomic.Pointer[State] // in service
@@ -137,11 +141,49 @@ func (c *Client) Run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil
 		}
+		if c.upstream.refusedCompression(server, result.err) {
+			c.log.Warn("the upstream cannot decompress; it is asked without compression", "server", server)
+			continue
+		}
+		if c.leaveOut(result, time.Now()) {
+			continue
+		}
 		fresh = errors.Is(result.err, errIncomplete)
 		byName = status.Code(result.err) == codes.FailedPrecondition
 		c.ended(ctx, server, result)
 	}
 	return nil
+}
+
+// leftOutFor is how long a type is not asked for over which a stream ended.
+const leftOutFor = 10 * time.Minute
+
+// leaveOut reports whether the stream ended because the upstream does not have a
+// type: some, go-control-plane's MuxCache among them, then end the stream of all
+// types. The next one goes without it.
+func (c *Client) leaveOut(r streamResult, now time.Time) bool {
+	st, ok := status.FromError(r.err)
+	if !ok || st.Code() != codes.Unknown && st.Code() != codes.InvalidArgument {
+		return false // not what a server says of a request
+	}
+	if c.cfg.Manifest != ManifestOff || r.unanswered == "" {
+		return false
+	}
+	if len(c.wanted(now)) < 2 {
+		c.leftOut = nil // it is not for the types
+		return false
+	}
+	if c.leftOut == nil {
+		c.leftOut = map[string]time.Time{}
+	}
+	c.leftOut[r.unanswered] = now.Add(leftOutFor)
+	c.log.Warn("the upstream ends streams that ask for a type; it is left out for now", "type", r.unanswered, "for", leftOutFor, "error", r.err)
+	return true
+}
+
+// wanted returns the types to ask for.
+func (c *Client) wanted(now time.Time) []string {
+	return slices.DeleteFunc(slices.Clone(c.cfg.TypeURLs), func(t string) bool { return now.Before(c.leftOut[t]) })
 }
 
 // settled is how long a stream has to work before its server's failures are forgotten.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"slices"
 	"sync"
 	"time"
 
@@ -19,8 +20,9 @@ type rpcStatus = rpcstatus.Status
 const codeInvalidArgument = int32(codes.InvalidArgument)
 
 type streamResult struct {
-	err    error
-	lasted time.Duration // since the first response; 0 when there was none
+	err        error
+	lasted     time.Duration // since the first response; 0 when there was none
+	unanswered string        // the first type asked for of which nothing came
 }
 
 type adsStream = discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesClient
@@ -53,6 +55,7 @@ func (c *Client) stream(ctx context.Context, server string, fresh, byName bool) 
 	receiver.Go(func() { receiveAll(ctx, ads, responses) })
 	s := newSession(&c.cfg, c.State(), c.floor, fresh)
 	s.byName = byName
+	s.types = c.wanted(time.Now())
 	r := c.converse(ctx, ads, responses, s, server)
 	// An error of the server's own is no fault of the connection.
 	bad = r.lasted == 0 && status.Code(r.err) == codes.Unavailable
@@ -81,12 +84,18 @@ func receiveAll(ctx context.Context, ads adsStream, to chan<- received) {
 
 // converse carries out what the session says.
 func (c *Client) converse(ctx context.Context, ads adsStream, responses <-chan received, s *session, server string) (r streamResult) {
+	answered := map[string]bool{}
+	defer func() {
+		if i := slices.IndexFunc(s.types, func(t string) bool { return !answered[t] }); i >= 0 {
+			r.unanswered = s.types[i]
+		}
+	}()
 	for i, req := range s.requests() {
 		if i == 0 {
 			req.Node = c.node
 		}
 		if r.err = ads.Send(req); r.err != nil {
-			r.err = streamError(ctx, r.err, responses)
+			r.err = streamError(ctx, r.err, responses, answered)
 			return r
 		}
 	}
@@ -115,6 +124,7 @@ func (c *Client) converse(ctx context.Context, ads adsStream, responses <-chan r
 				first = time.Now()
 				c.connected(server)
 			}
+			answered[in.resp.GetTypeUrl()] = true
 			c.cfg.Hooks.received(Received{
 				TypeURL: in.resp.GetTypeUrl(), Resources: len(in.resp.GetResources()),
 				Removed: len(in.resp.GetRemovedResources()), Bytes: proto.Size(in.resp),
@@ -131,7 +141,7 @@ func (c *Client) converse(ctx context.Context, ads adsStream, responses <-chan r
 			wait = s.wait()
 		}
 		if r.err = c.acknowledge(ads, acks); r.err != nil {
-			r.err = streamError(ctx, r.err, responses)
+			r.err = streamError(ctx, r.err, responses, answered)
 			return r
 		}
 		silence.Stop()
@@ -180,8 +190,9 @@ func (c *Client) connected(server string) {
 	c.cfg.Hooks.connected(server)
 }
 
-// streamError returns why the stream ended when a Send says only that it did.
-func streamError(ctx context.Context, err error, responses <-chan received) error {
+// streamError returns why the stream ended when a Send says only that it did, and
+// notes the types of the responses that came before the end.
+func streamError(ctx context.Context, err error, responses <-chan received, answered map[string]bool) error {
 	if !errors.Is(err, io.EOF) {
 		return err
 	}
@@ -191,6 +202,7 @@ func streamError(ctx context.Context, err error, responses <-chan received) erro
 			if in.err != nil {
 				return in.err
 			}
+			answered[in.resp.GetTypeUrl()] = true
 		case <-ctx.Done():
 			return ctx.Err()
 		}

@@ -4,14 +4,17 @@ import (
 	"crypto/tls"
 	"math"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/encoding/gzip"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/status"
 )
 
 // UpstreamConfig configures an Upstream. The fields are those of Config of the
@@ -29,11 +32,13 @@ type UpstreamConfig struct {
 // shares them among the clients that are given it. All methods are safe for
 // concurrent use.
 type Upstream struct {
-	servers []string
-	options []grpc.DialOption
+	servers  []string
+	options  []grpc.DialOption
+	compress bool
 
 	mu    sync.Mutex
 	conns map[string]*sharedConn // by server
+	plain map[string]bool        // servers that cannot decompress
 }
 
 // sharedConn is a connection that is closed when its last user releases it.
@@ -57,9 +62,6 @@ func NewUpstream(cfg UpstreamConfig) (*Upstream, error) {
 	}
 	orDefault(&cfg.Keepalive, 30*time.Second)
 	calls := []grpc.CallOption{grpc.MaxCallRecvMsgSize(math.MaxInt32), grpc.MaxCallSendMsgSize(math.MaxInt32)}
-	if cfg.Compress {
-		calls = append(calls, grpc.UseCompressor(gzip.Name))
-	}
 	options := []grpc.DialOption{
 		grpc.WithTransportCredentials(creds),
 		grpc.WithDefaultCallOptions(calls...),
@@ -67,9 +69,10 @@ func NewUpstream(cfg UpstreamConfig) (*Upstream, error) {
 		grpc.WithDisableServiceConfig(),
 	}
 	return &Upstream{
-		servers: append([]string(nil), cfg.Servers...),
-		options: append(options, cfg.DialOptions...),
-		conns:   map[string]*sharedConn{},
+		servers:  append([]string(nil), cfg.Servers...),
+		options:  append(options, cfg.DialOptions...),
+		compress: cfg.Compress,
+		conns:    map[string]*sharedConn{}, plain: map[string]bool{},
 	}, nil
 }
 
@@ -108,13 +111,34 @@ func (u *Upstream) acquire(server string) (*sharedConn, error) {
 		c.refs++
 		return c, nil
 	}
-	cc, err := grpc.NewClient(server, u.options...)
+	options := u.options
+	if u.compress && !u.plain[server] {
+		options = append(slices.Clip(options), grpc.WithDefaultCallOptions(grpc.UseCompressor(gzip.Name)))
+	}
+	cc, err := grpc.NewClient(server, options...)
 	if err != nil {
 		return nil, err
 	}
 	c := &sharedConn{ClientConn: cc, server: server, refs: 1}
 	u.conns[server] = c
 	return c, nil
+}
+
+// refusedCompression reports whether a call failed because the server cannot
+// decompress; its next connection is then a plain one. Every muster server can.
+func (u *Upstream) refusedCompression(server string, err error) bool {
+	st := status.Convert(err)
+	if st.Code() != codes.Unimplemented || !strings.Contains(st.Message(), gzip.Name) {
+		return false
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if !u.compress || u.plain[server] {
+		return false
+	}
+	u.plain[server] = true
+	delete(u.conns, server) // whoever uses it still releases it
+	return true
 }
 
 // release gives a connection back. A bad one is not handed out again: gRPC would

@@ -247,7 +247,7 @@ func (c *carriers) begin(g *musterv1.RelayedGroup, foreign, grpc bool) (*carried
 		cfg.UserAgentName = "muster-relay-type-by-type" // of no meaning upstream
 		cfg.TypeURLs, cfg.Manifest, cfg.ManifestKeys = dataplane.DefaultTypes(), dataplane.ManifestOff, nil
 		h := newForeignCarrier(id, c.publisher(out, grpc), len(cfg.TypeURLs), log)
-		cfg.Handler, end = h, h.close
+		cfg.Handler, cfg.Hooks, end = h, h.hooked(cfg.Hooks), h.close
 	} else {
 		cfg.Handler, end = &carrier{id: id, out: c.publisher(out, grpc), log: log, grpc: grpc}, func() {}
 	}

@@ -267,3 +267,9 @@ func TestTheStockPlaneNoticesABrokenPromise(t *testing.T) {
 		}
 	}
 }
+
+func (p *stockPlane) has(cluster string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.held[compile.ClusterType][cluster] != nil
+}

@@ -18,11 +18,12 @@ type Relay struct {
 	args   []string
 }
 
-// StartRelay runs a relay of every group below the addresses. It returns before
-// the relay serves anything.
-func StartRelay(binary, dir, id string, upstream string) (*Relay, error) {
+// StartRelay runs a relay of every group below the addresses, unless the flags
+// say of which. It returns before the relay serves anything.
+func StartRelay(binary, dir, id string, upstream string, flags ...string) (*Relay, error) {
 	return startRelay(binary, dir, id, func(addr, data string) []string {
-		return []string{"relay", "--insecure", "--relay-id", id, "--upstream", upstream, "--xds-addr", addr, "--data-dir", data}
+		args := []string{"relay", "--insecure", "--relay-id", id, "--upstream", upstream, "--xds-addr", addr, "--data-dir", data}
+		return append(args, flags...)
 	})
 }
 
