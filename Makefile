@@ -120,6 +120,10 @@ chaos-smoke: chaos-tools ## The same in small, every kind of fault once in ten m
 	$(GO) run ./test/chaos -prove
 	$(GO) run ./test/chaos -seed $(CHAOS_SEED) -each 1 $(CHAOS_FLAGS)
 
+.PHONY: chaos-check
+chaos-check: chaos-tools ## Tell whether this machine can run the fault tests: root, namespaces, FUSE.
+	$(GO) run ./test/chaos -check
+
 # Debian's packages, installed where they are missing and that is possible; else
 # the program itself says what it lacks.
 .PHONY: chaos-tools

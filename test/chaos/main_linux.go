@@ -30,6 +30,7 @@ type options struct {
 	limit    time.Duration
 	failFast bool
 	prove    bool
+	check    bool
 	save     string
 	page     string
 	from     string
@@ -60,12 +61,16 @@ func start() (int, error) {
 	flag.DurationVar(&o.limit, "limit", 0, "begin no schedule after so long; 0 is no limit")
 	flag.BoolVar(&o.failFast, "fail-fast", false, "end at the first violation")
 	flag.BoolVar(&o.prove, "prove", false, "lie to the oracle, and fail unless it notices")
+	flag.BoolVar(&o.check, "check", false, "only tell whether this machine can run the tests, and why not")
 	flag.StringVar(&o.save, "save", "", "file for the tally, as JSON")
 	flag.StringVar(&o.page, "page", "", "file for the tally as a page, docs/reliability.md")
 	flag.StringVar(&o.from, "from", "", "files of tallies, separated by commas, to write the page of, without a run")
 	flag.Parse()
 	if o.from != "" {
 		return 0, pageOf(o)
+	}
+	if o.check {
+		return 0, netlab.Check()
 	}
 
 	faults, err := ofRows(allFaults(), o.rows)

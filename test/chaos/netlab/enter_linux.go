@@ -30,11 +30,21 @@ func Check() error {
 	if _, err := os.Stat("/dev/fuse"); err != nil {
 		missing = append(missing, "there is no /dev/fuse")
 	}
+	if len(missing) == 0 {
+		probe := exec.Command("/bin/true")
+		probe.SysProcAttr = &syscall.SysProcAttr{Cloneflags: namespaces}
+		if err := probe.Run(); err != nil {
+			missing = append(missing, fmt.Sprintf("it may not make namespaces (%v)", err))
+		}
+	}
 	if len(missing) > 0 {
 		return errors.New("the fault tests cannot run here: " + strings.Join(missing, "; "))
 	}
 	return nil
 }
+
+// namespaces are those that the tests live in.
+const namespaces = syscall.CLONE_NEWNET | syscall.CLONE_NEWNS | syscall.CLONE_NEWPID
 
 // Enter runs this program again, with the same arguments, in network, mount and
 // process namespaces of its own, and returns its exit code. In that process it
@@ -47,7 +57,7 @@ func Enter() (entered bool, code int, err error) {
 	cmd.Env = append(os.Environ(), inside+"=1")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = nil, os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS | syscall.CLONE_NEWPID,
+		Cloneflags: namespaces,
 		Pdeathsig:  syscall.SIGKILL,
 		// A group of its own: an interrupt reaches it once, passed on below.
 		Setpgid: true,
