@@ -108,8 +108,9 @@ type Limits struct {
 	// to come back, which spreads data planes over servers; with a jitter of a
 	// tenth. Streams end within ConnectionAgeGrace. Default no limit, and 1m.
 	ConnectionAge, ConnectionAgeGrace time.Duration
-	// Keepalive is how often an idle connection is pinged. Default 30s.
-	Keepalive time.Duration
+	// Keepalive is how often an idle connection is pinged, and KeepaliveTimeout how
+	// long the answer may take. Defaults 30s and 20s.
+	Keepalive, KeepaliveTimeout time.Duration
 	// MinPing is how often a client may ping; more often closes its connection.
 	// Default 5s.
 	MinPing time.Duration
@@ -130,6 +131,7 @@ func (l Limits) withDefaults() Limits {
 	orDefault(&l.Replacements, 6)
 	orDefault(&l.ConnectionAgeGrace, time.Minute)
 	orDefault(&l.Keepalive, 30*time.Second)
+	orDefault(&l.KeepaliveTimeout, 20*time.Second)
 	orDefault(&l.MinPing, 5*time.Second)
 	return l
 }

@@ -188,6 +188,7 @@ func TestAClientThatPingsAllTheTimeIsCutOff(t *testing.T) {
 			if g.ErrCode != http2.ErrCodeEnhanceYourCalm || string(g.DebugData()) != "too_many_pings" {
 				t.Errorf("GOAWAY with %v %q", g.ErrCode, g.DebugData())
 			}
+			eventually(t, "it is counted", func() bool { return f.ended(endViolation) == 1 })
 			return
 		}
 	}

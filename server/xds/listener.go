@@ -3,10 +3,11 @@ package xds
 import (
 	"net"
 	"sync"
+	"sync/atomic"
 )
 
 // Listener returns the listener with the limits of connections: one too many is
-// closed at once and counted.
+// closed at once and counted. Each that ends is counted by what ended it.
 func (s *Server) Listener(l net.Listener) net.Listener {
 	return &limited{Listener: l, srv: s, open: map[string]int{}}
 }
@@ -14,6 +15,9 @@ func (s *Server) Listener(l net.Listener) net.Listener {
 type limited struct {
 	net.Listener
 	srv *Server
+	// closed tells that the gRPC server is stopping: it closes its listeners before
+	// it asks anybody to leave.
+	closed atomic.Bool
 
 	mu    sync.Mutex
 	total int
@@ -31,12 +35,18 @@ func (l *limited) Accept() (net.Conn, error) {
 		reason := l.enter(from)
 		if reason == "" {
 			l.srv.metrics.connections.Inc()
-			return &limitedConn{Conn: c, leave: sync.OnceFunc(func() { l.leave(from) })}, nil
+			return newLimitedConn(c, l), nil
 		}
 		l.srv.metrics.refused(reason)
 		l.srv.cfg.Logger.Warn("connection refused", "address", from, "reason", string(reason))
 		_ = c.Close() // nothing was said on it
 	}
+}
+
+// Close closes the listener: from now on connections end because of that.
+func (l *limited) Close() error {
+	l.closed.Store(true)
+	return l.Listener.Close()
 }
 
 func (l *limited) enter(from string) reason {
@@ -64,14 +74,3 @@ func (l *limited) leave(from string) {
 	}
 }
 
-type limitedConn struct {
-	net.Conn
-	leave func()
-}
-
-// Close closes the connection and makes room for another.
-func (c *limitedConn) Close() error {
-	err := c.Conn.Close()
-	c.leave()
-	return err
-}

@@ -18,6 +18,7 @@ type metrics struct {
 
 	streams     *prometheus.GaugeVec
 	connections prometheus.Gauge
+	ended       *prometheus.CounterVec
 	refusals    *prometheus.CounterVec
 	replacement prometheus.Counter
 	propagation prometheus.Histogram
@@ -75,6 +76,9 @@ func newMetrics(s *Server) *metrics {
 		connections: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "muster_xds_connections", Help: "Open connections on the xDS port.",
 		}),
+		ended: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "muster_xds_connections_ended_total", Help: "Connections on the xDS port that ended, by what ended them.",
+		}, []string{"reason"}),
 		refusals: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "muster_xds_limit_refusals_total", Help: "Connections and streams refused, by the limit that refused them.",
 		}, []string{"reason"}),
@@ -136,7 +140,7 @@ func typeLabel(rank int) string {
 func messageName(typeURL string) string { return typeURL[strings.LastIndexByte(typeURL, '.')+1:] }
 
 func (m *metrics) register(r prometheus.Registerer) {
-	r.MustRegister(m.streams, m.connections, m.refusals, m.replacement, m.propagation, m.roundTrip, m)
+	r.MustRegister(m.streams, m.connections, m.ended, m.refusals, m.replacement, m.propagation, m.roundTrip, m)
 	for _, v := range m.vecs {
 		r.MustRegister(v)
 	}

@@ -83,7 +83,7 @@ func (s *Server) ServerOptions() []grpc.ServerOption {
 		grpc.ForceServerCodecV2(newCodec()),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: l.MinPing, PermitWithoutStream: true}),
 	}
-	params := keepalive.ServerParameters{Time: positive(l.Keepalive), Timeout: 20 * time.Second}
+	params := keepalive.ServerParameters{Time: positive(l.Keepalive), Timeout: positive(l.KeepaliveTimeout)}
 	if l.ConnectionAge > 0 {
 		params.MaxConnectionAge, params.MaxConnectionAgeGrace = l.ConnectionAge, positive(l.ConnectionAgeGrace)
 	}
