@@ -73,4 +73,3 @@ func (l *limited) leave(from string) {
 		delete(l.open, from)
 	}
 }
-

@@ -64,54 +64,72 @@ func freeAddr(t *testing.T) string {
 
 func startRolling(t *testing.T) *rollingCluster {
 	t.Helper()
-	c := &rollingCluster{t: t, dir: t.TempDir()}
-	recipe := func(args ...string) string {
-		t.Helper()
-		cmd := exec.Command("sh", append([]string{"../../examples/cluster/certificates.sh"}, args...)...)
-		out, err := cmd.Output()
-		if err != nil {
-			t.Fatalf("certificates.sh %v: %v", args, err)
-		}
-		return strings.TrimSpace(string(out))
-	}
-	recipe("ca", c.dir, "example.org")
-	c.key = recipe("api-key", c.dir, "ops", "admin")
+	c := newRolling(t)
 	for _, node := range []string{"gw", "envoy"} {
-		recipe("dataplane", c.dir, "default", node)
+		c.recipe("dataplane", c.dir, "default", node)
 	}
-	raft := ""
-	for i := range c.procs {
-		id := fmt.Sprintf("s%d", i)
-		recipe("server", c.dir, id, "localhost", "127.0.0.1")
-		cert, key, ca := c.path("server-"+id+".pem"), c.path("server-"+id+".key"), c.path("ca.pem")
-		addr := freeAddr(t)
-		c.admin[i], c.xds[i] = freeAddr(t), freeAddr(t)
-		c.args[i] = []string{
-			"server", "--server-id", id, "--data-dir", c.path(id), "--api-keys-file", c.path("api-keys.json"), "--trust-domain", "example.org",
-			"--admin-addr", c.admin[i], "--xds-addr", c.xds[i], "--raft-addr", addr, "--promote-after", "300ms", "--log-level", "info",
-			"--admin-tls-cert-file", cert, "--admin-tls-key-file", key,
-			"--xds-tls-cert-file", cert, "--xds-tls-key-file", key, "--xds-tls-client-ca-file", ca,
-			"--raft-tls-cert-file", cert, "--raft-tls-key-file", key, "--raft-tls-ca-file", ca,
-		}
-		if i == 0 {
-			raft = addr
-			c.args[i] = append(c.args[i], "--bootstrap")
-		} else {
-			c.args[i] = append(c.args[i], "--join", raft)
-		}
-		c.start(i)
-		c.clients[i], c.cluster[i] = c.dial(c.admin[i])
+	raft := c.first()
+	for i := 1; i < len(c.procs); i++ {
+		c.add(i, freeAddr(t), "--join", raft)
 	}
+	c.settled()
+	return c
+}
+
+// newRolling makes the authority and the API key, and starts nothing.
+func newRolling(t *testing.T) *rollingCluster {
+	t.Helper()
+	c := &rollingCluster{t: t, dir: t.TempDir()}
+	c.recipe("ca", c.dir, "example.org")
+	c.key = c.recipe("api-key", c.dir, "ops", "admin")
 	t.Cleanup(func() {
 		for i, p := range c.procs {
+			if p == nil {
+				continue
+			}
 			p.Kill()
 			if t.Failed() {
 				t.Logf("s%d:\n%s", i, p.Output())
 			}
 		}
 	})
-	c.settled()
 	return c
+}
+
+// recipe runs the example's own.
+func (c *rollingCluster) recipe(args ...string) string {
+	c.t.Helper()
+	cmd := exec.Command("sh", append([]string{"../../examples/cluster/certificates.sh"}, args...)...)
+	out, err := cmd.Output()
+	if err != nil {
+		c.t.Fatalf("certificates.sh %v: %v", args, err)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// first starts the server that bootstraps the cluster and returns its raft address.
+func (c *rollingCluster) first() string {
+	c.t.Helper()
+	raft := freeAddr(c.t)
+	c.add(0, raft, "--bootstrap")
+	return raft
+}
+
+func (c *rollingCluster) add(i int, raft string, how ...string) {
+	c.t.Helper()
+	id := fmt.Sprintf("s%d", i)
+	c.recipe("server", c.dir, id, "localhost", "127.0.0.1")
+	cert, key, ca := c.path("server-"+id+".pem"), c.path("server-"+id+".key"), c.path("ca.pem")
+	c.admin[i], c.xds[i] = freeAddr(c.t), freeAddr(c.t)
+	c.args[i] = append([]string{
+		"server", "--server-id", id, "--data-dir", c.path(id), "--api-keys-file", c.path("api-keys.json"), "--trust-domain", "example.org",
+		"--admin-addr", c.admin[i], "--xds-addr", c.xds[i], "--raft-addr", raft, "--promote-after", "300ms", "--log-level", "info",
+		"--admin-tls-cert-file", cert, "--admin-tls-key-file", key,
+		"--xds-tls-cert-file", cert, "--xds-tls-key-file", key, "--xds-tls-client-ca-file", ca,
+		"--raft-tls-cert-file", cert, "--raft-tls-key-file", key, "--raft-tls-ca-file", ca,
+	}, how...)
+	c.start(i)
+	c.clients[i], c.cluster[i] = c.dial(c.admin[i])
 }
 
 func (c *rollingCluster) path(name string) string { return filepath.Join(c.dir, name) }
