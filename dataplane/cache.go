@@ -64,9 +64,7 @@ func openCache(dir, group string, key []byte, log *slog.Logger) (*cache, error) 
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("dataplane: cache: %w", err)
 	}
-	// Escaped twice over dots, so that no group names a file outside or a hidden one.
-	prefix := strings.ReplaceAll(url.PathEscape(group), ".", "%2E")
-	c := &cache{dir: dir, prefix: prefix, group: group, aead: aead, log: log}
+	c := &cache{dir: dir, prefix: escapeName(group), group: group, aead: aead, log: log}
 	c.lock, err = os.OpenFile(c.path("lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("dataplane: cache: %w", err)
@@ -78,6 +76,9 @@ func openCache(dir, group string, key []byte, log *slog.Logger) (*cache, error) 
 	c.removeTemporary()
 	return c, nil
 }
+
+// escapeName makes a group's name a file's: none is outside, hidden or has a dot.
+func escapeName(group string) string { return strings.ReplaceAll(url.PathEscape(group), ".", "%2E") }
 
 // removeTemporary removes what a process left that died while it wrote.
 func (c *cache) removeTemporary() {

@@ -20,16 +20,23 @@ import (
 // first frame is the header in JSON; with a key, the payload of the others is a
 // nonce and the AES-256-GCM ciphertext, bound to the header and to the frame's
 // place in the file.
+//
+// A file says the format that it was written in and the least that its reader must
+// know. A change that older readers may ignore raises the first alone; any other
+// raises both, and readers go on to read what was written before
+// (testdata/format1 and its test).
 const (
 	cacheMagic    = "MUSTERLK"
-	cacheFormat   = 1
+	cacheFormat   = 1 // as written, and the newest that is read
+	oldestFormat  = 1 // that is read
 	maxCacheFrame = 1 << 30
 )
 
 // cacheHeader is the first frame of a file.
 type cacheHeader struct {
 	Format     int    `json:"format"`
-	Kind       string `json:"kind"` // "base" or "journal"
+	Requires   int    `json:"requires,omitempty"` // the least format a reader must know; absent: Format
+	Kind       string `json:"kind"`               // "base" or "journal"
 	Group      string `json:"group"`
 	Epoch      uint64 `json:"epoch"`
 	Revision   uint64 `json:"revision"`
@@ -37,10 +44,17 @@ type cacheHeader struct {
 	Encrypted  bool   `json:"encrypted"`
 }
 
+func (h *cacheHeader) needs() int {
+	if h.Requires > 0 {
+		return h.Requires
+	}
+	return h.Format
+}
+
 // Reasons to refuse a file.
 var (
 	errNotCache     = errors.New("it is not a cache file")
-	errCacheFormat  = errors.New("its format is of another version")
+	errCacheFormat  = errors.New("its format is of another version of this program")
 	errTruncated    = errors.New("it is truncated")
 	errChecksum     = errors.New("a checksum is wrong")
 	errForeignGroup = errors.New("it belongs to another group")
@@ -137,8 +151,9 @@ func newFrameReader(r io.Reader, group string, aead cipher.AEAD) (*frameReader, 
 	}
 	fr.header = bytes.Clone(header)
 	switch {
-	case h.Format != cacheFormat:
-		return nil, h, fmt.Errorf("%w: %d, this program reads %d", errCacheFormat, h.Format, cacheFormat)
+	case h.needs() > cacheFormat || h.Format < oldestFormat:
+		return nil, h, fmt.Errorf("%w: it is %d and needs a reader of %d, this program reads %d to %d", errCacheFormat,
+			h.Format, h.needs(), oldestFormat, cacheFormat)
 	case h.Group != group:
 		return nil, h, fmt.Errorf("%w: %q", errForeignGroup, h.Group)
 	case h.Encrypted && aead == nil:

@@ -15,8 +15,6 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/structpb"
-
-	"github.com/musterhq/muster/manifest"
 )
 
 // Client subscribes to a group and applies it through a Handler.
@@ -34,6 +32,11 @@ type Client struct {
 	// leftOut are types that an upstream without Manifests ends streams over, with the
 	// time until when they are not asked for.
 	leftOut map[string]time.Time
+
+	looking   *lookup // nil while the second home is not searched
+	lookAgain time.Time
+	keeper    *keeper // nil when nothing is kept in the second home
+	parts     sync.WaitGroup
 
 	started atomic.Bool
 	state   atomic.Pointer[State] // in service
@@ -53,7 +56,7 @@ type Status struct {
 	// Epoch and Revision are the version in service.
 	Epoch, Revision uint64
 	// Configured tells that a configuration is in service; Cached, that it comes
-	// from disk and no server has confirmed it.
+	// from disk or from the second home and no server has confirmed it.
 	Configured, Cached bool
 	// Refused are the resources that the handler refused and that still stand at an
 	// older version or are absent.
@@ -113,11 +116,18 @@ func (c *Client) Status() Status {
 var ErrStarted = errors.New("dataplane: the client was run before")
 
 // Run applies the configuration on disk, if there is one, and then subscribes
-// until ctx ends. It returns nil when ctx has ended, and an error only when the
+// until ctx ends; while no server answers it looks into the second home. It returns nil when ctx has ended, and an error only when the
 // cache directory cannot be used. It returns after everything it started.
 func (c *Client) Run(ctx context.Context) error {
 	if c.started.Swap(true) {
 		return ErrStarted
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer c.parts.Wait()
+	defer cancel()
+	if c.cfg.KeepInSecondHome {
+		c.keeper = newKeeper(&c.cfg)
+		c.parts.Go(func() { c.keeper.run(ctx) })
 	}
 	if c.cfg.CacheDir != "" {
 		cache, err := openCache(c.cfg.CacheDir, c.cfg.Group, c.cfg.CacheKey, c.log)
@@ -131,15 +141,30 @@ func (c *Client) Run(ctx context.Context) error {
 		}
 		c.applyCached(ctx)
 	}
+	if !c.Status().Configured {
+		c.look(ctx, c.cfg.Timing.SecondHome)
+	}
 	fresh, byName := false, false
 	for ctx.Err() == nil {
 		server, wait := c.picker.next(time.Now())
-		if !sleep(ctx, wait) {
+		if wait > 0 { // every server has failed
+			c.hurry(ctx)
+		}
+		kept, ok := c.rest(ctx, wait)
+		if !ok {
 			return nil
 		}
-		result := c.stream(ctx, server, fresh, byName)
+		var result streamResult
+		if kept == nil {
+			result = c.stream(ctx, server, fresh, byName)
+			kept = result.kept
+		}
 		if ctx.Err() != nil {
 			return nil
+		}
+		if kept != nil {
+			c.moveIn(ctx, kept)
+			continue
 		}
 		if c.upstream.refusedCompression(server, result.err) {
 			c.log.Warn("the upstream cannot decompress; it is asked without compression", "server", server)
@@ -210,7 +235,6 @@ func (c *Client) ended(ctx context.Context, server string, r streamResult) {
 
 // applyCached puts the last known good configuration into service.
 func (c *Client) applyCached(ctx context.Context) {
-	started := time.Now()
 	state, ok := c.cache.load()
 	c.floor = c.cache.floor
 	if !ok {
@@ -222,34 +246,36 @@ func (c *Client) applyCached(ctx context.Context) {
 		c.state.Store(state)
 		return
 	}
-	s := newSession(&c.cfg, emptyState(), c.floor, false)
+	c.applyKept(ctx, state, "disk")
+}
+
+// applyKept puts a whole configuration into service that no server has sent.
+func (c *Client) applyKept(ctx context.Context, state *State, from string) {
+	started := time.Now()
+	s := newSession(&c.cfg, c.State(), c.floor, false)
 	s.received = state
 	s.touched = touchedBy(state)
+	s.touchAll() // what is in service and not in it goes
 	u := s.update(c.cfg.Group)
 	u.Epoch, u.Revision, u.Cached = state.Epoch(), state.Revision(), true
 	u.Whole = u.Revision > 0
 	u.State = state
+	if c.cfg.WriteAhead && from != "disk" {
+		c.persist(u.Previous, u.State, u)
+	}
 	err := c.apply(ctx, u)
 	s.done(u, err)
 	c.serve(s.applied, u, err)
-	c.log.Info("last known good configuration in service", "epoch", u.Epoch, "revision", u.Revision,
+	if !c.cfg.WriteAhead && from != "disk" && s.applied != u.Previous {
+		c.persist(u.Previous, s.applied, u)
+	}
+	c.log.Info("last known good configuration in service", "from", from, "epoch", u.Epoch, "revision", u.Revision,
 		"took", time.Since(started), "error", err)
 }
 
 // checkCached is what a configuration on disk must satisfy to be served on.
 func (c *Client) checkCached(s *State) error {
-	m := s.Manifest()
-	switch {
-	case m == nil && len(c.cfg.ManifestKeys) == 0:
-		return nil // of an upstream without manifests
-	case m == nil:
-		return errNoManifest
-	case m.GetEpoch() != s.Epoch() || m.GetRevision() != s.Revision() || !s.adhering(m, c.cfg.TypeURLs):
-		return errIncomplete
-	case len(c.cfg.ManifestKeys) > 0:
-		return manifest.Verify(m, c.cfg.ManifestKeys)
-	}
-	return nil
+	return s.verify("", c.cfg.TypeURLs, c.cfg.ManifestKeys)
 }
 
 func touchedBy(state *State) map[string]map[string]struct{} {
@@ -308,6 +334,9 @@ func (c *Client) serve(state *State, u *Update, err error) {
 	c.status.Epoch, c.status.Revision = state.Epoch(), state.Revision()
 	c.status.Configured, c.status.Cached = true, u.Cached
 	c.status.Refused = stillRefused(c.status.Refused, refused, u)
+	if err == nil && u.Whole {
+		c.keeper.offer(state)
+	}
 }
 
 // stillRefused returns the refusals that stand after an update.

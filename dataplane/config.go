@@ -80,8 +80,8 @@ type Config struct {
 	// Manifest says whether revisions are applied whole.
 	Manifest ManifestMode
 	// ManifestKeys, when set, are the keys of which one must have signed each
-	// Manifest; without a valid signature nothing is applied, from the upstream or
-	// from disk.
+	// Manifest. Without a valid signature nothing of the upstream is applied, nor,
+	// with WriteAhead, what is on disk. SecondHomeConfig has keys of its own.
 	ManifestKeys []ed25519.PublicKey
 
 	// CacheDir is where the last known good configuration is kept; empty keeps
@@ -95,6 +95,16 @@ type Config struct {
 	// that never refuses, and gives the handler nothing from disk that is older than
 	// the newest it was ever given: a relay must not go back.
 	WriteAhead bool
+
+	// SecondHome, when set, is where a configuration is looked for when no server
+	// answers: one that is newer than what is in service, if there is any in service.
+	SecondHome *SecondHome
+	// KeepInSecondHome makes the client write what is in service there, for relays and
+	// backup gateways; the others only read. Whole revisions are written.
+	KeepInSecondHome bool
+	// GroupAlias is a name besides Group and the group's id by which others may look
+	// for the group there.
+	GroupAlias string
 
 	// Logger receives the log; slog.Default() when nil.
 	Logger *slog.Logger
@@ -124,6 +134,12 @@ type Timing struct {
 	Incomplete time.Duration
 	// Keepalive is the interval of HTTP/2 pings. Default: 30 s; the least is 10 s.
 	Keepalive time.Duration
+	// SecondHome is how long a client with nothing in service waits for a server
+	// before it looks into the second home; when every server has failed it looks at
+	// once. Default: 2 s.
+	SecondHome time.Duration
+	// SecondHomeRetry is the wait between two looks, half of it random. Default: 30 s.
+	SecondHomeRetry time.Duration
 }
 
 // Errors of New.
@@ -133,6 +149,7 @@ var (
 	ErrNoNodeID   = errors.New("dataplane: no node id given")
 	ErrNoHandler  = errors.New("dataplane: no handler given")
 	ErrNoSecurity = errors.New("dataplane: neither TLS nor Insecure given")
+	ErrNoHome     = errors.New("dataplane: to keep in a second home, but none given")
 	ErrCacheKey   = errors.New("dataplane: the cache key is shorter than 16 bytes")
 )
 
@@ -157,6 +174,8 @@ func (c Config) withDefaults() (Config, error) {
 		return c, ErrNoHandler
 	case len(c.CacheKey) > 0 && len(c.CacheKey) < minCacheKey:
 		return c, ErrCacheKey
+	case c.KeepInSecondHome && c.SecondHome == nil:
+		return c, ErrNoHome
 	}
 	if _, err := structpb.NewStruct(c.Metadata); err != nil {
 		return c, fmt.Errorf("dataplane: metadata: %w", err)
@@ -184,6 +203,8 @@ func (t Timing) withDefaults() Timing {
 	orDefault(&t.Manifest, 500*time.Millisecond)
 	orDefault(&t.Incomplete, 10*time.Second)
 	orDefault(&t.Keepalive, 30*time.Second)
+	orDefault(&t.SecondHome, 2*time.Second)
+	orDefault(&t.SecondHomeRetry, 30*time.Second)
 	t.BackoffMax = max(t.BackoffMax, t.BackoffMin)
 	return t
 }

@@ -17,6 +17,11 @@ type Hooks struct {
 	Acknowledged func(Acknowledged)
 	// CacheWritten is called after each write of the last known good configuration.
 	CacheWritten func(CacheWritten)
+	// SecondHomeRead is called after each look into the second home, and
+	// SecondHomeWritten after each attempt to write there: each from a goroutine of
+	// its own, beside the other hooks.
+	SecondHomeRead    func(SecondHomeRead)
+	SecondHomeWritten func(SecondHomeWritten)
 }
 
 // Received describes a response of the upstream.
@@ -52,6 +57,39 @@ type CacheWritten struct {
 	Full  bool
 	Took  time.Duration
 	Err   error
+}
+
+// SecondHomeRead describes a look into the second home.
+type SecondHomeRead struct {
+	// Found tells that there was something newer than what is in service, and
+	// Epoch and Revision its version.
+	Found           bool
+	Epoch, Revision uint64
+	Took            time.Duration
+	Err             error
+}
+
+// SecondHomeWritten describes a write to the second home.
+type SecondHomeWritten struct {
+	Epoch, Revision uint64
+	// There tells that the version, or a newer one, was there already.
+	There bool
+	// Bytes is the size of what was written.
+	Bytes int
+	Took  time.Duration
+	Err   error
+}
+
+func (h *Hooks) secondHomeRead(r SecondHomeRead) {
+	if h.SecondHomeRead != nil {
+		h.SecondHomeRead(r)
+	}
+}
+
+func (h *Hooks) secondHomeWritten(w SecondHomeWritten) {
+	if h.SecondHomeWritten != nil {
+		h.SecondHomeWritten(w)
+	}
 }
 
 func (h *Hooks) connected(server string) {

@@ -132,11 +132,28 @@ func (s *session) receive(resp *discoveryv3.DeltaDiscoveryResponse) step {
 		h.err = fmt.Errorf("type %q was not subscribed to", h.typeURL)
 		return step{acknowledge: []*held{h}, wait: s.wait()}
 	}
+	if err := s.genuine(resp); err != nil {
+		return step{leave: err}
+	}
 	if h.err = s.stage(h, resp); h.err != nil {
 		return step{acknowledge: []*held{h}, wait: s.wait()}
 	}
 	s.held = append(s.held, h)
 	return s.decide()
+}
+
+// genuine checks, where Manifests must be signed, that resources are what their
+// versions say: it is versions that a signature is of.
+func (s *session) genuine(resp *discoveryv3.DeltaDiscoveryResponse) error {
+	if len(s.keys) == 0 {
+		return nil
+	}
+	for _, r := range resp.GetResources() {
+		if r.GetResource() != nil && !(&Resource{Version: r.GetVersion(), Body: r.GetResource()}).authentic() {
+			return fmt.Errorf("%w: %q", errContent, r.GetName())
+		}
+	}
+	return nil
 }
 
 // stage puts the resources of a response into received.

@@ -23,6 +23,7 @@ type streamResult struct {
 	err        error
 	lasted     time.Duration // since the first response; 0 when there was none
 	unanswered string        // the first type asked for of which nothing came
+	kept       *State        // the stream gave way to this, of the second home
 }
 
 type adsStream = discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesClient
@@ -41,13 +42,9 @@ func (c *Client) stream(ctx context.Context, server string, fresh, byName bool) 
 	defer receiver.Wait()
 	defer cancel()
 
-	giveUp := time.AfterFunc(c.cfg.Timing.Connect, cancel)
-	ads, err := discoveryv3.NewAggregatedDiscoveryServiceClient(conn).DeltaAggregatedResources(ctx)
-	if !giveUp.Stop() && err == nil {
-		err = context.DeadlineExceeded
-	}
-	if err != nil {
-		return streamResult{err: err}
+	ads, kept, err := c.open(ctx, cancel, discoveryv3.NewAggregatedDiscoveryServiceClient(conn), &receiver)
+	if kept != nil || err != nil {
+		return streamResult{err: err, kept: kept}
 	}
 	c.log.Info("control plane stream opened", "server", server)
 
@@ -60,6 +57,36 @@ func (c *Client) stream(ctx context.Context, server string, fresh, byName bool) 
 	// An error of the server's own is no fault of the connection.
 	bad = r.lasted == 0 && status.Code(r.err) == codes.Unavailable
 	return r
+}
+
+// open opens a stream within the time for it, unless the second home is faster.
+func (c *Client) open(ctx context.Context, cancel context.CancelFunc, at discoveryv3.AggregatedDiscoveryServiceClient, opening *sync.WaitGroup) (adsStream, *State, error) {
+	type opened struct {
+		ads adsStream
+		err error
+	}
+	result := make(chan opened, 1)
+	giveUp := time.AfterFunc(c.cfg.Timing.Connect, cancel)
+	opening.Go(func() {
+		ads, err := at.DeltaAggregatedResources(ctx)
+		result <- opened{ads, err}
+	})
+	for {
+		select {
+		case o := <-result:
+			if !giveUp.Stop() && o.err == nil {
+				o.err = context.DeadlineExceeded
+			}
+			return o.ads, nil, o.err
+		case kept := <-c.lookedUp():
+			c.looked()
+			if kept != nil {
+				giveUp.Stop()
+				cancel()
+				return nil, kept, nil
+			}
+		}
+	}
 }
 
 type received struct {
@@ -115,12 +142,20 @@ func (c *Client) converse(ctx context.Context, ads adsStream, responses <-chan r
 			return r
 		case <-silence.C:
 			next = s.silence()
+		case kept := <-c.lookedUp():
+			c.looked()
+			if kept == nil {
+				continue
+			}
+			r.kept = kept
+			return r
 		case in := <-responses:
 			if in.err != nil {
 				r.err = in.err
 				return r
 			}
 			if first.IsZero() {
+				c.enough()
 				first = time.Now()
 				c.connected(server)
 			}

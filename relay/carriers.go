@@ -190,6 +190,11 @@ func (c *carriers) current() groupList {
 func (c *carriers) carry(groups []*musterv1.RelayedGroup, foreign bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.take(groups, foreign)
+}
+
+// take is carry with the lock held.
+func (c *carriers) take(groups []*musterv1.RelayedGroup, foreign bool) {
 	if c.told && c.foreign != foreign && len(c.groups) > 0 {
 		c.log.Error("the upstream is of another kind than before; remove the data directory and start again to follow it", "muster", !foreign)
 		return
@@ -249,6 +254,7 @@ func (c *carriers) begin(g *musterv1.RelayedGroup, foreign, grpc bool) (*carried
 		h := newForeignCarrier(id, c.publisher(out, grpc), len(cfg.TypeURLs), log)
 		cfg.Handler, cfg.Hooks, end = h, h.hooked(cfg.Hooks), h.close
 	} else {
+		c.settle(&cfg, g, label, grpc)
 		cfg.Handler, end = &carrier{id: id, out: c.publisher(out, grpc), log: log, grpc: grpc}, func() {}
 	}
 	if foreign && len(c.cfg.ManifestKeys) > 0 {

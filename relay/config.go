@@ -48,6 +48,11 @@ type Config struct {
 	// CacheKey, when set, encrypts the files in DataDir: at least 16 bytes.
 	CacheKey []byte
 
+	// SecondHome, when set, is where configuration is looked for that neither an
+	// upstream nor the disk has; with KeepInSecondHome what is served is written there.
+	SecondHome       *dataplane.SecondHome
+	KeepInSecondHome bool
+
 	// Addr is host:port to serve data planes and relays on; port 0 picks one, which
 	// Relay.Addr tells. Default DefaultAddr.
 	Addr string

@@ -19,6 +19,7 @@ type metrics struct {
 	bytes     *prometheus.CounterVec
 	disk      prometheus.Histogram
 	diskFails prometheus.Counter
+	home      *homeMetrics
 }
 
 func newMetrics() *metrics {
@@ -52,6 +53,7 @@ func newMetrics() *metrics {
 	}
 	m.registry.MustRegister(m.attending, m.connected, m.revision, m.epoch, m.updates, m.bytes, m.disk, m.diskFails,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	m.home = newHomeMetrics(m.registry)
 	return m
 }
 

@@ -137,6 +137,7 @@ func (r *Relay) Run(ctx context.Context) error {
 	}
 	r.carriers.recall()
 	parts.Go(func() error { return r.attend.run(following) })
+	parts.Go(func() error { return r.carriers.rescue(following) })
 	if r.certs != nil {
 		parts.Go(func() error { return r.certs.Run(following, reloadInterval) })
 	}

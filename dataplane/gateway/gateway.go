@@ -40,9 +40,13 @@ type Config struct {
 	Insecure bool
 	CacheDir string
 	CacheKey []byte
-	Hooks    dataplane.Hooks
-	Timing   dataplane.Timing
-	Logger   *slog.Logger
+	// SecondHome is read when no server answers; KeepInSecondHome makes this a backup
+	// gateway, which writes there.
+	SecondHome       *dataplane.SecondHome
+	KeepInSecondHome bool
+	Hooks            dataplane.Hooks
+	Timing           dataplane.Timing
+	Logger           *slog.Logger
 	// Version is the gateway's version as the operator sees it.
 	Version string
 }
@@ -95,6 +99,7 @@ func New(cfg Config) (*Gateway, error) {
 		Group: cfg.Group, NodeID: cfg.NodeID, Metadata: cfg.Metadata,
 		UserAgentName: "muster-gateway", UserAgentVersion: cfg.Version,
 		TLS: cfg.TLS, Insecure: cfg.Insecure, CacheDir: cfg.CacheDir, CacheKey: cfg.CacheKey,
+		SecondHome: cfg.SecondHome, KeepInSecondHome: cfg.KeepInSecondHome,
 		Hooks: cfg.Hooks, Timing: cfg.Timing, Logger: cfg.Logger, Handler: g,
 	})
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -229,6 +230,38 @@ func TestTheNewestStreamOfANodeWins(t *testing.T) {
 	f.publish(compile.ListenerType, map[string]string{"l": "2"})
 	send(t, third, &discoveryv3.DeltaDiscoveryRequest{TypeUrl: compile.ListenerType, ResponseNonce: "1"})
 	recv(t, third) // the one that was there stays
+}
+
+func TestAStreamWhoseClientHasGoneReplacesNobody(t *testing.T) {
+	gone, late, arrived := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	var calls atomic.Int32
+	f := serve(t, Config{Authorize: func(ctx context.Context, n *corev3.Node) (string, error) {
+		if calls.Add(1) == 1 { // the first to come is worked on last
+			close(arrived)
+			<-ctx.Done()
+			close(gone)
+			<-late
+		}
+		return n.GetCluster(), nil
+	}})
+	f.publish(compile.ListenerType, map[string]string{"l": "1"})
+	leaving := f.dial()
+	send(t, f.delta(leaving), &discoveryv3.DeltaDiscoveryRequest{Node: node("same"), TypeUrl: compile.ListenerType})
+	<-arrived
+	_ = leaving.Close()
+	<-gone
+	back := f.delta(f.dial())
+	send(t, back, &discoveryv3.DeltaDiscoveryRequest{Node: node("same"), TypeUrl: compile.ListenerType})
+	resp := recv(t, back)
+	close(late)
+	eventually(t, "the first stream ended", func() bool {
+		f.srv.mu.Lock()
+		defer f.srv.mu.Unlock()
+		return len(f.srv.streams) == 1
+	})
+	f.publish(compile.ListenerType, map[string]string{"l": "2"})
+	send(t, back, &discoveryv3.DeltaDiscoveryRequest{TypeUrl: compile.ListenerType, ResponseNonce: resp.GetNonce()})
+	recv(t, back)
 }
 
 func TestGRPCClientsHaveAStreamPerTarget(t *testing.T) {

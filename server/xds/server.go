@@ -170,6 +170,9 @@ func (s *Server) enter(st *stream, info *Stream, f family) error {
 	key := nodeKey{info.Group, info.Node, st.method}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if err := st.ss.Context().Err(); err != nil {
+		return err // the client has gone, perhaps to the stream that is there
+	}
 	now := time.Now()
 	n := s.nodes[key]
 	if n == nil {
