@@ -24,10 +24,36 @@ import (
 // ErrUnknown then. On ErrNoLeader, ErrDiskFull, ErrTooLarge and ErrStopped
 // nothing was done; on ErrPoison nothing changed.
 func (s *Store) Apply(ctx context.Context, cmd *musterv1.Command) (state.Result, error) {
+	return s.Begin(ctx, cmd)()
+}
+
+// Begin is Apply in two steps: it hands a command over, and wait, which must be
+// called, returns what Apply would. On the leader, commands come into the log in the
+// order in which they were handed over, as long as it leads and none is given up.
+func (s *Store) Begin(ctx context.Context, cmd *musterv1.Command) (wait func() (state.Result, error)) {
 	ctx, cancel := s.bound(ctx)
-	defer cancel()
+	first, again, err := s.begin(ctx, cmd)
+	return func() (state.Result, error) {
+		defer cancel()
+		if err != nil {
+			return state.Result{}, err
+		}
+		once := first
+		return persist(cmd.GetRequestId() != "",
+			func() (state.Result, error) {
+				attempt := once
+				once = again
+				return attempt()
+			},
+			func(attempt int) error { return s.pause(ctx, attempt) })
+	}
+}
+
+// begin returns the first attempt to commit a command, which has begun if this
+// server leads, and what makes another.
+func (s *Store) begin(ctx context.Context, cmd *musterv1.Command) (first, again func() (state.Result, error), err error) {
 	if err := s.waitStarted(ctx); err != nil {
-		return state.Result{}, err
+		return nil, nil, err
 	}
 	if cmd.GetTime() == nil {
 		cmd = proto.CloneOf(cmd)
@@ -35,17 +61,26 @@ func (s *Store) Apply(ctx context.Context, cmd *musterv1.Command) (state.Result,
 	}
 	entry, err := encodeCommand(cmd)
 	if err != nil {
-		return state.Result{}, err
+		return nil, nil, err
 	}
-	return persist(cmd.GetRequestId() != "",
-		func() (state.Result, error) { return s.applyOnce(ctx, entry) },
-		func(attempt int) error { return s.pause(ctx, attempt) })
+	again = func() (state.Result, error) { return s.applyOnce(ctx, entry) }
+	if s.raft.State() != raft.Leader {
+		return again, again, nil
+	}
+	p, refused := s.queue(entry)
+	return func() (state.Result, error) {
+		if refused != nil {
+			return state.Result{}, refused
+		}
+		return s.outcome(ctx, p)
+	}, again, nil
 }
 
 // persist makes attempts until one says something definite. Once the outcome of
 // one is not known, only an answer to the command itself is definite: whatever
 // keeps a later attempt from being made says nothing of the earlier one.
-func persist(repeatable bool, once func() (state.Result, error), pause func(attempt int) error) (state.Result, error) {
+func persist[T any](repeatable bool, once func() (T, error), pause func(attempt int) error) (T, error) {
+	var none T
 	var unknown error
 	for attempt := 0; ; attempt++ {
 		result, err := once()
@@ -54,20 +89,20 @@ func persist(repeatable bool, once func() (state.Result, error), pause func(atte
 			return result, nil
 		case errors.Is(err, ErrUnknown):
 			if !repeatable {
-				return state.Result{}, err
+				return none, err
 			}
 			unknown = err
 		case errors.Is(err, ErrNotLeader), errors.Is(err, ErrNoLeader), errors.Is(err, errHandingOver):
 		case unknown != nil && !errors.Is(err, ErrPoison):
-			return state.Result{}, unknown
+			return none, unknown
 		default:
-			return state.Result{}, err
+			return none, err
 		}
 		if stopErr := pause(attempt); stopErr != nil {
 			if unknown != nil {
-				return state.Result{}, unknown
+				return none, unknown
 			}
-			return state.Result{}, fmt.Errorf("%w: %w", ErrNoLeader, stopErr)
+			return none, fmt.Errorf("%w: %w", ErrNoLeader, stopErr)
 		}
 	}
 }

@@ -33,15 +33,18 @@ func examples() map[string]*musterv1.Command {
 	}
 	large := proto.CloneOf(commit)
 	large.Changes[0].GetPut().GetRoute().Desc = strings.Repeat("0123456789", 1000)
+	judged, on := proto.CloneOf(commit), uint64(0x1122334455667788)
+	judged.Mark, judged.JudgedOn = 0x8877665544332211, &on
 	return map[string]*musterv1.Command{
-		"create_group": {Author: "alice", Time: at, RequestId: "r1", Command: &musterv1.Command_CreateGroup{CreateGroup: group}},
-		"update_group": {Author: "alice", Time: at, Command: &musterv1.Command_UpdateGroup{UpdateGroup: group}},
-		"delete_group": {Author: "bob", Time: at, Command: &musterv1.Command_DeleteGroup{DeleteGroup: &musterv1.DeleteGroupCommand{Id: "g", Force: true}}},
-		"commit":       {Author: "bob", Time: at, RequestId: "r2", Command: &musterv1.Command_Commit{Commit: commit}},
-		"commit_large": {Author: "bob", Time: at, Command: &musterv1.Command_Commit{Commit: large}},
-		"rollback":     {Author: "bob", Time: at, Command: &musterv1.Command_Commit{Commit: &musterv1.CommitCommand{Group: "g", RollbackTo: 3}}},
-		"change_group": {Author: "alice", Time: at, Command: &musterv1.Command_ChangeGroup{ChangeGroup: &musterv1.ChangeGroupCommand{Group: group, Fields: []string{"labels", "name"}}}},
-		"raise_epoch":  {Author: "muster", Time: at, Command: &musterv1.Command_RaiseEpoch{RaiseEpoch: &musterv1.RaiseEpochCommand{AtLeast: 9}}},
+		"create_group":  {Author: "alice", Time: at, RequestId: "r1", Command: &musterv1.Command_CreateGroup{CreateGroup: group}},
+		"update_group":  {Author: "alice", Time: at, Command: &musterv1.Command_UpdateGroup{UpdateGroup: group}},
+		"delete_group":  {Author: "bob", Time: at, Command: &musterv1.Command_DeleteGroup{DeleteGroup: &musterv1.DeleteGroupCommand{Id: "g", Force: true}}},
+		"commit":        {Author: "bob", Time: at, RequestId: "r2", Command: &musterv1.Command_Commit{Commit: commit}},
+		"commit_judged": {Author: "bob", Time: at, RequestId: "r3", Command: &musterv1.Command_Commit{Commit: judged}},
+		"commit_large":  {Author: "bob", Time: at, Command: &musterv1.Command_Commit{Commit: large}},
+		"rollback":      {Author: "bob", Time: at, Command: &musterv1.Command_Commit{Commit: &musterv1.CommitCommand{Group: "g", RollbackTo: 3}}},
+		"change_group":  {Author: "alice", Time: at, Command: &musterv1.Command_ChangeGroup{ChangeGroup: &musterv1.ChangeGroupCommand{Group: group, Fields: []string{"labels", "name"}}}},
+		"raise_epoch":   {Author: "muster", Time: at, Command: &musterv1.Command_RaiseEpoch{RaiseEpoch: &musterv1.RaiseEpochCommand{AtLeast: 9}}},
 	}
 }
 

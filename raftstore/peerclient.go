@@ -138,6 +138,34 @@ func (w *wire) apply(ctx context.Context, leader string, entry []byte) (state.Re
 	return resultFromProto(answer.GetResult()), nil
 }
 
+// call sends the leader a message.
+func (w *wire) call(ctx context.Context, leader string, message []byte) ([]byte, error) {
+	client, err := w.clients.at(leader)
+	if err != nil {
+		return nil, err
+	}
+	ctx, sent := withSent(ctx)
+	answer, err := client.Call(ctx, &musterv1.PeerServiceCallRequest{Message: message})
+	switch {
+	case err != nil && sent.Load() && !refusedCall(err):
+		return nil, &unknownError{err}
+	case err != nil:
+		return nil, callError(err)
+	case answer.GetError() != nil:
+		return nil, storeErrorFromProto(answer.GetError())
+	}
+	return answer.GetMessage(), nil
+}
+
+// refusedCall tells whether the other server says that it did not act on a message.
+func refusedCall(err error) bool {
+	switch status.Code(err) {
+	case codes.PermissionDenied, codes.Unimplemented:
+		return true
+	}
+	return false
+}
+
 // readIndex asks the leader for an index that covers everything committed.
 func (w *wire) readIndex(ctx context.Context, leader string) (uint64, error) {
 	client, err := w.clients.at(leader)

@@ -175,10 +175,40 @@ func (p *peerServer) Call(ctx context.Context, req *musterv1.PeerServiceCallRequ
 		return nil, status.Error(codes.Unimplemented, "this server takes no messages")
 	}
 	answer, err := handle(ctx, caller(ctx), req.GetMessage())
-	if err != nil {
+	switch {
+	case errors.Is(err, ErrNotLeader):
+		return &musterv1.PeerServiceCallResponse{Error: storeErrorToProto(p.store.nameLeader(err))}, nil
+	case err != nil:
 		return nil, status.Error(codes.Unknown, err.Error())
 	}
 	return &musterv1.PeerServiceCallResponse{Message: answer}, nil
+}
+
+// CallLeader has the leader's Handler answer a message; this server's own, when it
+// leads. A Handler that finds that its server does not lead returns ErrNotLeader,
+// before it has done anything. While there is no leader CallLeader waits, as Apply
+// does; an attempt whose outcome is not known is made again if the message is
+// repeatable, and else the error wraps ErrUnknown.
+func (s *Store) CallLeader(ctx context.Context, repeatable bool, message []byte) ([]byte, error) {
+	ctx, cancel := s.bound(ctx)
+	defer cancel()
+	if err := s.waitStarted(ctx); err != nil {
+		return nil, err
+	}
+	return persist(repeatable,
+		func() ([]byte, error) { return s.callLeaderOnce(ctx, message) },
+		func(attempt int) error { return s.pause(ctx, attempt) })
+}
+
+func (s *Store) callLeaderOnce(ctx context.Context, message []byte) ([]byte, error) {
+	_, leader, self := s.Leader()
+	switch {
+	case self && s.cfg.Handle != nil:
+		return s.cfg.Handle(ctx, s.id, message)
+	case leader == "" || self || s.wire == nil:
+		return nil, ErrNoLeader
+	}
+	return s.wire.call(ctx, leader, message)
 }
 
 // Call sends a message to another member, whose Handler answers it. It fails
@@ -191,6 +221,9 @@ func (s *Store) Call(ctx context.Context, id string, message []byte) ([]byte, er
 	answer, err := client.Call(ctx, &musterv1.PeerServiceCallRequest{Message: message})
 	if err != nil {
 		return nil, fmt.Errorf("call server %q: %w", id, err)
+	}
+	if answer.GetError() != nil {
+		return nil, fmt.Errorf("call server %q: %w", id, storeErrorFromProto(answer.GetError()))
 	}
 	return answer.GetMessage(), nil
 }

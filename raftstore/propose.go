@@ -47,14 +47,28 @@ const (
 
 // propose commits an entry on this server, which must lead.
 func (s *Store) propose(ctx context.Context, entry []byte) (state.Result, error) {
-	if err := s.dog.check(); err != nil {
+	p, err := s.queue(entry)
+	if err != nil {
 		return state.Result{}, err
 	}
+	return s.outcome(ctx, p)
+}
+
+// queue hands an entry over to be proposed after those before it.
+func (s *Store) queue(entry []byte) (*proposal, error) {
+	if err := s.dog.check(); err != nil {
+		return nil, err
+	}
 	if s.restoring.Load() {
-		return state.Result{}, errHandingOver
+		return nil, errHandingOver
 	}
 	p := &proposal{entry: entry, done: make(chan applied, 1)}
 	s.proposals.add(p)
+	return p, nil
+}
+
+// outcome waits for what becomes of a proposal.
+func (s *Store) outcome(ctx context.Context, p *proposal) (state.Result, error) {
 	select {
 	case a := <-p.done:
 		return a.result, a.err

@@ -3,8 +3,12 @@ package raftstore
 import (
 	"context"
 	"errors"
+	"fmt"
+	"slices"
 	"testing"
 	"time"
+
+	"google.golang.org/protobuf/proto"
 
 	"github.com/musterhq/muster/raftstore/state"
 	"github.com/musterhq/muster/resource"
@@ -213,5 +217,49 @@ func TestMessagesBetweenServersAreAnswered(t *testing.T) {
 	}
 	if _, err := a.Call(testCtx(t), "nobody", nil); !errors.Is(err, ErrNotMember) {
 		t.Errorf("got %v", err)
+	}
+}
+
+func TestTheLeaderIsFoundAndAsked(t *testing.T) {
+	c := newCluster(t, 3, func(_ int, cfg *Config) {
+		id := cfg.ServerID
+		cfg.Handle = func(_ context.Context, _ string, m []byte) ([]byte, error) {
+			if string(m) == "never" {
+				return nil, &NotLeaderError{}
+			}
+			return []byte(id + " got " + string(m)), nil
+		}
+	})
+	leader := c.leader()
+	for _, m := range c.members {
+		answer, err := m.CallLeader(testCtx(t), false, []byte("hello"))
+		if want := leader.id + " got hello"; err != nil || string(answer) != want {
+			t.Errorf("%s: %q, %v; want %q", m.id, answer, err, want)
+		}
+		// A handler that says that its server does not lead has done nothing: it is
+		// asked again until the time is up.
+		ctx, cancel := context.WithTimeout(testCtx(t), 200*time.Millisecond)
+		if _, err := m.CallLeader(ctx, false, []byte("never")); !errors.Is(err, ErrNoLeader) && !errors.Is(err, ErrUnknown) {
+			t.Errorf("%s: got %v", m.id, err)
+		}
+		cancel()
+	}
+}
+
+func TestCommandsComeIntoTheLogInTheOrderInWhichTheyWereHandedOver(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	leader := c.leader()
+	mustApply(t, leader.Store, groupG())
+	var waits []func() (state.Result, error)
+	const n = 600
+	for i := range n {
+		cmd := putService("g", "a", fmt.Sprint(i))
+		cmd.GetCommit().ExpectedRevision = proto.Uint64(uint64(i))
+		waits = append(waits, leader.Begin(testCtx(t), cmd))
+	}
+	for i, wait := range slices.Backward(waits) {
+		if result, err := wait(); err != nil || result.Err != nil || result.Commit.GetRevision() != uint64(i+1) {
+			t.Fatalf("command %d: %v, %v", i, result, err)
+		}
 	}
 }

@@ -26,6 +26,11 @@ func (s applyStore) Apply(_ context.Context, cmd *musterv1.Command) (res state.R
 	return res, nil
 }
 
+func (s applyStore) Begin(ctx context.Context, cmd *musterv1.Command) func() (state.Result, error) {
+	res, err := s.Apply(ctx, cmd)
+	return func() (state.Result, error) { return res, err }
+}
+
 func (s applyStore) ReadIndex(context.Context) error        { return nil }
 func (s applyStore) Leader() (id, addr string, isSelf bool) { return "srv-1", "", true }
 

@@ -55,26 +55,28 @@ func (p *publisher) await(ctx context.Context, group string) bool {
 	}
 }
 
-// Trial implements admin.Compiler: it compiles a transaction on top of the
-// publication of the revision that it was evaluated against, and throws the
-// outcome away.
-func (p *publisher) Trial(g *state.Group, after state.View, changes []state.Change) (problems resource.Problems) {
+// Trial implements admin.Compiler: it compiles a transaction on top of what the
+// group compiles to or, where that is not at hand, of the publication of the
+// revision that it was evaluated against.
+func (p *publisher) Trial(on *compile.Compiled, g *state.Group, after state.View, changes []state.Change) (next *compile.Compiled, problems resource.Problems) {
 	defer func() {
 		if r := recover(); r != nil {
-			problems = resource.Problems{{Code: resource.CodeUnsupported, Message: fmt.Sprintf("the compiler failed on this transaction: %v", r)}}
+			next, problems = nil, resource.Problems{{Code: resource.CodeUnsupported, Message: fmt.Sprintf("the compiler failed on this transaction: %v", r)}}
 		}
 	}()
-	base := p.baseFor(g)
-	if base == nil {
-		_, _, problems = compile.Full(after)
-		return touchedOnly(problems, changes)
+	if on == nil {
+		base := p.baseFor(g)
+		if base == nil {
+			next, _, problems = compile.Full(after)
+			return next, touchedOnly(problems, changes)
+		}
+		on = base.compiled
+		if base.group != g {
+			on, _, _ = on.Next(g.View(), changesBetween(base.group, g))
+		}
 	}
-	compiled := base.compiled
-	if base.group != g {
-		compiled, _, _ = compiled.Next(g.View(), changesBetween(base.group, g))
-	}
-	_, _, problems = compiled.Next(after, changes)
-	return problems
+	next, _, problems = on.Next(after, changes)
+	return next, problems
 }
 
 // baseFor returns the newest publication that is not newer than g.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
-	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -83,25 +82,17 @@ func newPresence(store peerStore, registry *fleet.Registry, dataDir, version, ad
 	}
 }
 
-// handle answers another server; it is the store's handler of messages.
-func (p *presence) handle(_ context.Context, _ string, message []byte) ([]byte, error) {
-	m := &musterv1.PeerMessage{}
-	if err := proto.Unmarshal(message, m); err != nil {
-		return nil, fmt.Errorf("message: %w", err)
-	}
-	req := m.GetPresenceRequest()
-	if req == nil {
-		return nil, errors.New("message of an unknown kind")
-	}
+// answer tells another server of this one's data planes.
+func (p *presence) answer(req *musterv1.PresenceRequest) *musterv1.PresenceResponse {
 	since := req.GetSince()
 	if req.GetInstance() != p.instance {
 		since = 0
 	}
 	planes, until, more := p.fleet.Presence(since)
-	return proto.Marshal(&musterv1.PeerMessage{Message: &musterv1.PeerMessage_PresenceResponse{PresenceResponse: &musterv1.PresenceResponse{
+	return &musterv1.PresenceResponse{
 		Instance: p.instance, Until: until, More: more, DataPlanes: planes, Version: p.version, AdminAddress: p.admin,
 		Relays: p.fleet.RelayStates(),
-	}}})
+	}
 }
 
 // run exchanges presence until ctx ends. It begins with what an earlier process

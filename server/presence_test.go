@@ -51,7 +51,7 @@ func (p peerOf) Call(ctx context.Context, id string, message []byte) ([]byte, er
 	if to == nil || down {
 		return nil, errors.New("out of reach")
 	}
-	return to.handle(ctx, p.id, message)
+	return peerMessages{presence: to}.handle(ctx, message)
 }
 
 // turned is a clock that the test turns.
@@ -186,13 +186,15 @@ func FuzzPeerMessage(f *testing.F) {
 		f.Add(b)
 	}
 	p := newPresence(peerOf{&peerNet{}, "a"}, fleet.New(fleet.Config{Now: time.Now}), f.TempDir(), "v", "addr", slog.New(slog.DiscardHandler))
+	refused := &musterv1.WriteResponse{Outcome: &musterv1.WriteResponse_Status{}}
+	messages := peerMessages{p, func(context.Context, *musterv1.WriteRequest) (*musterv1.WriteResponse, error) { return refused, nil }}
 	f.Fuzz(func(t *testing.T, message []byte) {
-		answer, err := p.handle(t.Context(), "b", message)
+		answer, err := messages.handle(t.Context(), message)
 		if err != nil {
 			return
 		}
 		m := &musterv1.PeerMessage{}
-		if err := proto.Unmarshal(answer, m); err != nil || m.GetPresenceResponse() == nil {
+		if err := proto.Unmarshal(answer, m); err != nil || m.GetPresenceResponse() == nil && m.GetWriteResponse() == nil {
 			t.Fatalf("answer %x: %v", answer, err)
 		}
 	})

@@ -297,11 +297,12 @@ func TestATrialSeesWhatATransactionWouldBreak(t *testing.T) {
 	trial := func() resource.Problems {
 		t.Helper()
 		g, _ := p.store.State().Group("g")
-		after, changes, _, err := state.Preview(g, &musterv1.CommitCommand{Group: "g", Changes: []*musterv1.Change{put(bad), put(serviceOf("c", 1))}}, "ann", timestamppb.Now())
+		out, err := state.Preview(g, &musterv1.CommitCommand{Group: "g", Changes: []*musterv1.Change{put(bad), put(serviceOf("c", 1))}}, "ann", timestamppb.Now())
 		if err != nil {
 			t.Fatal(err)
 		}
-		return p.pub.Trial(g, after, changes)
+		_, problems := p.pub.Trial(nil, g, out.Group.View(), out.Changes)
+		return problems
 	}
 	problems := trial()
 	if len(problems) == 0 || problems[0].Object.ID != "b" {
@@ -311,15 +312,15 @@ func TestATrialSeesWhatATransactionWouldBreak(t *testing.T) {
 	fresh := newPublished(t)
 	fresh.store.st = p.store.State()
 	g, _ := fresh.store.State().Group("g")
-	after, changes, _, _ := state.Preview(g, &musterv1.CommitCommand{Group: "g", Changes: []*musterv1.Change{put(bad)}}, "ann", timestamppb.Now())
-	if problems := fresh.pub.Trial(g, after, changes); len(problems) == 0 {
+	out, _ := state.Preview(g, &musterv1.CommitCommand{Group: "g", Changes: []*musterv1.Change{put(bad)}}, "ann", timestamppb.Now())
+	if _, problems := fresh.pub.Trial(nil, g, out.Group.View(), out.Changes); len(problems) == 0 {
 		t.Fatal("no problem without a publication")
 	}
 	for i := range int32(3) {
 		p.apply(commit("g", put(serviceOf("a", 100+i))))
 		p.snap("g", 1, uint64(2+i))
 	}
-	if problems := p.pub.Trial(g, after, changes); len(problems) == 0 {
+	if _, problems := p.pub.Trial(nil, g, out.Group.View(), out.Changes); len(problems) == 0 {
 		t.Fatal("no problem on an older base")
 	}
 }

@@ -94,17 +94,18 @@ func New(cfg Config) (_ *Server, err error) {
 		Authorize: s.authorizeRelay, Groups: relayedGroups{s}, Fleet: s.fleet, Logger: cfg.Logger,
 	})
 	s.admin = admin.New(admin.Config{
-		Store:    s.store,
-		Cluster:  s.store,
-		Compiler: s.pub,
-		Fleet:    s.fleet,
-		PeerInfo: s.present.peerInfo,
-		Refresh:  s.present.Refresh,
-		Plugins:  plugin.Set(),
-		Now:      time.Now,
-		ServerID: cfg.ServerID,
-		Version:  cfg.Version,
-		Logger:   cfg.Logger,
+		Store:     s.store,
+		Cluster:   s.store,
+		Compiler:  s.pub,
+		Fleet:     s.fleet,
+		PeerInfo:  s.present.peerInfo,
+		Refresh:   s.present.Refresh,
+		AskLeader: s.askLeader,
+		Plugins:   plugin.Set(),
+		Now:       time.Now,
+		ServerID:  cfg.ServerID,
+		Version:   cfg.Version,
+		Logger:    cfg.Logger,
 	})
 	policy := auth.DefaultPolicy()
 	s.auth = auth.NewAuthenticator(cfg.Keys, policy)
@@ -158,8 +159,8 @@ func (s *Server) openStore() (err error) {
 		Join:      s.cfg.Join,
 		Autopilot: s.cfg.Autopilot,
 
-		Handle: func(ctx context.Context, from string, message []byte) ([]byte, error) {
-			return s.present.handle(ctx, from, message)
+		Handle: func(ctx context.Context, _ string, message []byte) ([]byte, error) {
+			return peerMessages{s.present, s.admin.Write}.handle(ctx, message)
 		},
 		TLS:      s.cfg.RaftTLS,
 		Insecure: s.cfg.Insecure,

@@ -16,17 +16,29 @@ import (
 // MaxMessage bounds a revision's message, in bytes.
 const MaxMessage = 1024
 
-// Preview says what a transaction would do, by the same code that Apply runs:
-// the group's next view, what differs from the current one in key order, and
-// the answer with bodies. The revision in the answer is the current one. The
-// command's group is not looked at; g is changed in no way.
-func Preview(g *Group, cmd *musterv1.CommitCommand, author string, at *timestamppb.Timestamp) (View, []Change, *musterv1.CommitResponse, error) {
+// Outcome is what a transaction would make of a group.
+type Outcome struct {
+	// Group is the group afterwards, with the content, revision and mark that Apply
+	// would give it; the very group that was asked about when nothing differs.
+	Group *Group
+	// Changes is what differs, in key order.
+	Changes []Change
+	// Answer is the answer with bodies. Its revision is the one before.
+	Answer *musterv1.CommitResponse
+}
+
+// Preview says what a transaction would do, by the same code that Apply runs.
+// The command's group is not looked at; g is changed in no way.
+func Preview(g *Group, cmd *musterv1.CommitCommand, author string, at *timestamppb.Timestamp) (Outcome, error) {
 	tx, err := g.evaluate(cmd, author, at)
 	if err != nil {
-		return View{}, nil, nil, err
+		return Outcome{}, err
 	}
-	answer := &musterv1.CommitResponse{Revision: g.Revision(), Epoch: g.Epoch(), Changes: tx.answer(true)}
-	return tx.view, tx.changes(), answer, nil
+	return Outcome{
+		Group:   tx.commit(g, cmd, at),
+		Changes: tx.changes(),
+		Answer:  &musterv1.CommitResponse{Revision: g.Revision(), Epoch: g.Epoch(), Changes: tx.answer(true)},
+	}, nil
 }
 
 // transaction is an evaluated set of changes to one group.
@@ -52,7 +64,7 @@ type stamp struct {
 }
 
 func (g *Group) evaluate(cmd *musterv1.CommitCommand, author string, at *timestamppb.Timestamp) (*transaction, error) {
-	if cmd.ExpectedRevision != nil && cmd.GetExpectedRevision() != g.Revision() {
+	if cmd.ExpectedRevision != nil && cmd.GetExpectedRevision() != g.Revision() || cmd.JudgedOn != nil && cmd.GetJudgedOn() != g.Mark() {
 		info, _ := g.RevisionInfo(g.Revision())
 		return nil, &RevisionConflict{Group: g.ID(), Expected: cmd.GetExpectedRevision(), Actual: g.Revision(), Author: info.GetAuthor()}
 	}
@@ -306,6 +318,6 @@ func (t *transaction) commit(g *Group, cmd *musterv1.CommitCommand, at *timestam
 	next := &Group{meta: proto.CloneOf(g.meta), view: t.view}
 	next.meta.Revision = t.stamp.revision
 	next.meta.Resources = uint64(t.view.Len())
-	next.history = g.history.with(&record{info, t.view}, g.meta.GetHistoryLimit())
+	next.history = g.history.with(&record{info, t.view, cmd.GetMark()}, g.meta.GetHistoryLimit())
 	return next
 }

@@ -79,9 +79,12 @@ func TestCommitCases(t *testing.T) {
 				t.Errorf("left\n got %s\nwant %s", got, c.left)
 			}
 			// A preview says the same.
-			_, _, answer, err := Preview(group(t, s, "g"), commit("g", c.changes...), "alice", at(1000))
-			if err != nil || results(answer.GetChanges()) != c.want {
-				t.Errorf("preview: %v %s", err, results(answer.GetChanges()))
+			preview, err := Preview(group(t, s, "g"), commit("g", c.changes...), "alice", at(1000))
+			if err != nil || results(preview.Answer.GetChanges()) != c.want {
+				t.Errorf("preview: %v %s", err, results(preview.Answer.GetChanges()))
+			}
+			if got, want := preview.Group, group(t, next, "g"); got.Revision() != want.Revision() || keys(got.View()) != keys(want.View()) {
+				t.Errorf("preview: revision %d with %s, then %d with %s", got.Revision(), keys(got.View()), want.Revision(), keys(want.View()))
 			}
 		})
 	}
@@ -321,5 +324,39 @@ func TestTheRequestsOfADeletedGroupWeighNothing(t *testing.T) {
 	s = do(t, s, &musterv1.DeleteGroupCommand{Id: "g", Force: true})
 	if s.requests.bytes != 0 || s.requests.byKey.Len() != 0 || s.requests.bySeq.Len() != 0 {
 		t.Errorf("%d bytes in %d and %d requests", s.requests.bytes, s.requests.byKey.Len(), s.requests.bySeq.Len())
+	}
+}
+
+func TestATransactionHoldsOnlyOnTheContentThatItWasJudgedOn(t *testing.T) {
+	s := do(t, New(), &musterv1.Group{Id: "g", Name: "g"})
+	marked := func(mark, on, revision uint64, desc string) *musterv1.CommitCommand {
+		c := commit("g", put(service("a", desc)))
+		c.Mark, c.JudgedOn, c.ExpectedRevision = mark, &on, &revision
+		return c
+	}
+	s = do(t, s, marked(11, 0, 0, "one"))
+	// Two servers each took a revision of their own for the second one.
+	left, right := do(t, s, marked(21, 11, 1, "left")), do(t, s, marked(22, 11, 1, "right"))
+	next := marked(31, 21, 2, "on the left")
+	do(t, left, next)
+	var conflict *RevisionConflict
+	if err := fails(t, right, next); !errors.As(err, &conflict) || conflict.Actual != 2 {
+		t.Fatalf("err = %v, want a conflict at revision 2", err)
+	}
+	// A transaction that changes nothing leaves the mark.
+	if g := group(t, do(t, left, marked(41, 21, 2, "left")), "g"); g.Mark() != 21 || g.Revision() != 2 {
+		t.Fatalf("mark %d at revision %d, want 21 at 2", g.Mark(), g.Revision())
+	}
+	// A server that comes back from a snapshot decides alike.
+	restored, err := restore(records(t, left))
+	if err != nil {
+		t.Fatal(err)
+	}
+	do(t, restored, next)
+	fails(t, restored, marked(31, 22, 2, "on the right"))
+	// A group made again under the id is none of those.
+	again := do(t, left, &musterv1.DeleteGroupCommand{Id: "g", Force: true}, &musterv1.Group{Id: "g", Name: "g"})
+	if g := group(t, again, "g"); g.Mark() != 0 || g.Revision() != 3 {
+		t.Fatalf("mark %d at revision %d, want 0 at 3", g.Mark(), g.Revision())
 	}
 }

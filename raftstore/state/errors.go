@@ -53,7 +53,8 @@ func (e *ExistsError) Error() string {
 
 func (e *ExistsError) Unwrap() error { return ErrExists }
 
-// RevisionConflict says that expected_revision does not hold.
+// RevisionConflict says that expected_revision does not hold, or, with Expected
+// and Actual equal, that the group holds something else than it was judged on.
 type RevisionConflict struct {
 	Group            string
 	Expected, Actual uint64

@@ -69,6 +69,16 @@ func (g *Group) Revision() uint64 { return g.meta.GetRevision() }
 // Epoch is the store's epoch. Versions of a group order as (epoch, revision).
 func (g *Group) Epoch() uint64 { return g.meta.GetEpoch() }
 
+// Mark names what is in the group: another revision has another, even where two
+// servers each took a revision of the same number for the next one. It is 0 before
+// the first transaction and where that of the revision was not recorded.
+func (g *Group) Mark() uint64 {
+	if r, found := g.history.get(g.Revision()); found {
+		return r.mark
+	}
+	return 0
+}
+
 // View is the group at its current revision.
 func (g *Group) View() View { return g.view }
 
@@ -172,6 +182,7 @@ type history struct {
 type record struct {
 	info *musterv1.Revision
 	view View
+	mark uint64
 }
 
 func (h history) get(revision uint64) (*record, bool) {

@@ -190,7 +190,7 @@ func (b *builder) revision(r *musterv1.SnapshotRevision) error {
 	}
 	b.group.view = tx.commit()
 	// The builder alone holds the history, so it may grow in place.
-	b.group.history.records = append(b.group.history.records, &record{info, b.group.view})
+	b.group.history.records = append(b.group.history.records, &record{info, b.group.view, r.GetMark()})
 	return nil
 }
 

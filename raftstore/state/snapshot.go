@@ -141,7 +141,7 @@ func (g *Group) yieldRecords(yield func(*musterv1.SnapshotRecord) bool) bool {
 		}
 	}
 	for _, r := range g.history.records {
-		rev := &musterv1.SnapshotRevision{Group: g.ID(), Revision: r.info}
+		rev := &musterv1.SnapshotRevision{Group: g.ID(), Revision: r.info, Mark: r.mark}
 		if !yield(&musterv1.SnapshotRecord{Record: &musterv1.SnapshotRecord_Revision{Revision: rev}}) {
 			return false
 		}

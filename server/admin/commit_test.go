@@ -398,19 +398,6 @@ func TestARefusalIsByTheNewestState(t *testing.T) {
 	}
 }
 
-func TestAFollowerReadsBeforeItJudges(t *testing.T) {
-	h := newHarness(t)
-	h.group("g")
-	h.store.mu.Lock()
-	h.store.follower = true
-	reads := h.store.reads
-	h.store.mu.Unlock()
-	h.commit(put(serviceOf("pay", "10.0.0.1")))
-	if h.store.reads != reads+1 {
-		t.Fatalf("read %d times, want once", h.store.reads-reads)
-	}
-}
-
 // What a retry holds was judged the first time: it gets its answer although the
 // group, or the time, would judge it differently now.
 func TestARetryIsNotJudgedAgain(t *testing.T) {

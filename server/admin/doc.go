@@ -3,7 +3,8 @@
 // A write goes through the same gates whoever asks: the shape of the request,
 // each object by itself, masked secrets put back, the transaction against the
 // group as it is (references, expected revision), a trial compilation to xDS;
-// only then is it proposed. Every problem found by a gate is reported, each as
+// only then is it proposed. The leader does that, on what the group will be once
+// everything that is on its way has landed (../DESIGN.md). Every problem found by a gate is reported, each as
 // a field violation whose path begins in the request
 // (`changes[3].put.route.uris[0]`).
 //

@@ -23,6 +23,7 @@ import (
 	"github.com/musterhq/muster/raftstore/state"
 	"github.com/musterhq/muster/resource"
 	"github.com/musterhq/muster/server/auth"
+	"github.com/musterhq/muster/server/compile"
 	"github.com/musterhq/muster/server/fleet"
 )
 
@@ -42,20 +43,85 @@ type fakeStore struct {
 	fail    error
 	applied int
 	reads   int
+	// held makes what is handed over wait in queue, for the test to let it go.
+	held  bool
+	queue []*heldCommand
 }
 
-func (f *fakeStore) Apply(_ context.Context, cmd *musterv1.Command) (state.Result, error) {
+// heldCommand is a command on its way.
+type heldCommand struct {
+	cmd  *musterv1.Command
+	done chan heldAnswer
+}
+
+type heldAnswer struct {
+	result state.Result
+	err    error
+}
+
+func (f *fakeStore) Apply(ctx context.Context, cmd *musterv1.Command) (state.Result, error) {
+	return f.Begin(ctx, cmd)()
+}
+
+func (f *fakeStore) Begin(_ context.Context, cmd *musterv1.Command) func() (state.Result, error) {
 	f.mu.Lock()
 	before, fail := f.before, f.fail
 	f.before = nil
+	if f.held {
+		h := &heldCommand{cmd, make(chan heldAnswer, 1)}
+		f.queue = append(f.queue, h)
+		f.mu.Unlock()
+		return func() (state.Result, error) {
+			a := <-h.done
+			return a.result, a.err
+		}
+	}
 	f.mu.Unlock()
 	if fail != nil {
-		return state.Result{}, fail
+		return func() (state.Result, error) { return state.Result{}, fail }
 	}
 	if before != nil {
 		before(f)
 	}
-	return f.commit(cmd), nil
+	res := f.commit(cmd)
+	return func() (state.Result, error) { return res, nil }
+}
+
+// hold makes what is handed over from now on wait.
+func (f *fakeStore) hold() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.held = true
+}
+
+// await returns once n commands wait.
+func (f *fakeStore) await(t *testing.T, n int) {
+	t.Helper()
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+		f.mu.Lock()
+		have := len(f.queue)
+		f.mu.Unlock()
+		if have == n {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d commands wait, want %d", have, n)
+		}
+	}
+}
+
+// next takes the command that has waited longest: it is carried out, or, with an
+// error, was never committed.
+func (f *fakeStore) next(err error) {
+	f.mu.Lock()
+	h := f.queue[0]
+	f.queue = f.queue[1:]
+	f.mu.Unlock()
+	if err != nil {
+		h.done <- heldAnswer{err: err}
+		return
+	}
+	h.done <- heldAnswer{result: f.commit(h.cmd)}
 }
 
 func (f *fakeStore) commit(cmd *musterv1.Command) state.Result {
@@ -100,7 +166,7 @@ const (
 	jealous      = "does not compile beside another such"
 )
 
-func (fakeCompiler) Trial(_ *state.Group, after state.View, changes []state.Change) (ps resource.Problems) {
+func (fakeCompiler) Trial(_ *compile.Compiled, _ *state.Group, after state.View, changes []state.Change) (_ *compile.Compiled, ps resource.Problems) {
 	rivals := 0
 	for e := range after.Entries() {
 		if e.Resource.GetService().GetDesc() == jealous {
@@ -115,7 +181,7 @@ func (fakeCompiler) Trial(_ *state.Group, after state.View, changes []state.Chan
 			ps = append(ps, resource.Problem{Object: c.Key, Path: "upstream", Code: resource.CodeUnsupported, Message: "cannot be translated", Hint: "leave it out"})
 		}
 	}
-	return ps
+	return nil, ps
 }
 
 // fakePlugins knows one plugin, with one field.
@@ -148,9 +214,12 @@ type harness struct {
 	cluster   *fakeCluster
 	refreshed atomic.Int64
 	fleet     *fleet.Registry
-	admin     musterv1.AdminServiceClient
-	dps       musterv1.FleetServiceClient
-	ops       musterv1.ClusterServiceClient
+	// asked is what went to the leader, and toLeader its answer.
+	asked    []*musterv1.WriteRequest
+	toLeader func(context.Context, *musterv1.WriteRequest) (*musterv1.WriteResponse, error)
+	admin    musterv1.AdminServiceClient
+	dps      musterv1.FleetServiceClient
+	ops      musterv1.ClusterServiceClient
 }
 
 func newHarness(t *testing.T) *harness {
@@ -159,6 +228,10 @@ func newHarness(t *testing.T) *harness {
 	svc := New(Config{
 		Store: h.store, Compiler: fakeCompiler{}, Fleet: h.fleet, Plugins: fakePlugins{}, Now: time.Now,
 		Cluster: h.cluster, PeerInfo: func(id string) (string, string) { return "v-" + id, "admin-" + id }, Refresh: func(context.Context) { h.refreshed.Add(1) },
+		AskLeader: func(ctx context.Context, _ bool, req *musterv1.WriteRequest) (*musterv1.WriteResponse, error) {
+			h.asked = append(h.asked, req)
+			return h.toLeader(ctx, req)
+		},
 		ServerID: "srv-1", Version: "test", Logger: slog.New(slog.DiscardHandler),
 	})
 	h.svc = svc

@@ -12,6 +12,7 @@ import (
 	"github.com/musterhq/muster/raftstore/state"
 	"github.com/musterhq/muster/resource"
 	"github.com/musterhq/muster/server/auth"
+	"github.com/musterhq/muster/server/compile"
 	"github.com/musterhq/muster/server/fleet"
 )
 
@@ -20,6 +21,9 @@ type Store interface {
 	// Apply commits a command; it returns when the leader has applied it, which need
 	// not be here.
 	Apply(ctx context.Context, cmd *musterv1.Command) (state.Result, error)
+	// Begin hands a command over and returns what waits for Apply's answer; it must be
+	// called. On the leader, commands are applied in the order of Begin.
+	Begin(ctx context.Context, cmd *musterv1.Command) (wait func() (state.Result, error))
 	// State is the state as this server has it.
 	State() *state.State
 	// ReadIndex returns once State reflects everything that was committed before
@@ -31,9 +35,10 @@ type Store interface {
 
 // Compiler tries a transaction out.
 type Compiler interface {
-	// Trial compiles what a transaction would make of a group and returns what
-	// cannot be compiled, for the objects it touches.
-	Trial(g *state.Group, after state.View, changes []state.Change) resource.Problems
+	// Trial compiles what a transaction would make of a group and returns that, and
+	// what cannot be compiled, for the objects it touches. on is what the group itself
+	// compiles to, as an earlier Trial returned it; nil for a group that is committed.
+	Trial(on *compile.Compiled, g *state.Group, after state.View, changes []state.Change) (*compile.Compiled, resource.Problems)
 }
 
 // Fleet knows the data planes.
@@ -58,6 +63,10 @@ type Config struct {
 	// Refresh asks the other servers for what they know of their data planes,
 	// before these are listed. It takes a fraction of a second at most.
 	Refresh func(context.Context)
+	// AskLeader has the leader's Write answer; this server's own, when it leads. It
+	// waits while there is no leader. A repeatable request is made again when the
+	// outcome of an attempt is not known; else the error wraps raftstore.ErrUnknown.
+	AskLeader func(ctx context.Context, repeatable bool, req *musterv1.WriteRequest) (*musterv1.WriteResponse, error)
 	// Plugins checks plugin configurations.
 	Plugins resource.PluginSet
 	// Now is the clock: it stamps revisions and judges certificates.

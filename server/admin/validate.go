@@ -98,12 +98,8 @@ func (s *Service) checkObjects(changes []*musterv1.Change) error {
 	return nil
 }
 
-// judge evaluates a transaction against the group as it is: references between
-// objects and the trial compilation.
-func (s *Service) judge(g *state.Group, changes []*musterv1.Change, after state.View, diff []state.Change) error {
-	if len(diff) == 0 {
-		return nil
-	}
+// checkReferences judges what a transaction changed beside what it stands with.
+func (s *Service) checkReferences(after state.View, diff []state.Change) resource.Problems {
 	keys := make([]resource.Key, len(diff))
 	for i, c := range diff {
 		keys[i] = c.Key
@@ -115,16 +111,7 @@ func (s *Service) judge(g *state.Group, changes []*musterv1.Change, after state.
 		}
 		return e.Resource, true
 	}
-	problems := s.validator().Group(lookup, append(keys, referrers(after, diff)...))
-	if len(problems) == 0 {
-		// Only what makes sense is worth a trial; its problems would repeat the
-		// ones found already.
-		problems = s.cfg.Compiler.Trial(g, after, diff)
-	}
-	if len(problems) > 0 {
-		return &invalidError{violationsOf(problems, changes)}
-	}
-	return nil
+	return s.validator().Group(lookup, append(keys, referrers(after, diff)...))
 }
 
 // referrers lists the objects whose references a transaction may have broken

@@ -1163,6 +1163,8 @@ type PeerMessage struct {
 	//
 	//	*PeerMessage_PresenceRequest
 	//	*PeerMessage_PresenceResponse
+	//	*PeerMessage_WriteRequest
+	//	*PeerMessage_WriteResponse
 	Message       isPeerMessage_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1223,6 +1225,24 @@ func (x *PeerMessage) GetPresenceResponse() *PresenceResponse {
 	return nil
 }
 
+func (x *PeerMessage) GetWriteRequest() *WriteRequest {
+	if x != nil {
+		if x, ok := x.Message.(*PeerMessage_WriteRequest); ok {
+			return x.WriteRequest
+		}
+	}
+	return nil
+}
+
+func (x *PeerMessage) GetWriteResponse() *WriteResponse {
+	if x != nil {
+		if x, ok := x.Message.(*PeerMessage_WriteResponse); ok {
+			return x.WriteResponse
+		}
+	}
+	return nil
+}
+
 type isPeerMessage_Message interface {
 	isPeerMessage_Message()
 }
@@ -1235,9 +1255,197 @@ type PeerMessage_PresenceResponse struct {
 	PresenceResponse *PresenceResponse `protobuf:"bytes,2,opt,name=presence_response,json=presenceResponse,proto3,oneof"`
 }
 
+type PeerMessage_WriteRequest struct {
+	WriteRequest *WriteRequest `protobuf:"bytes,3,opt,name=write_request,json=writeRequest,proto3,oneof"`
+}
+
+type PeerMessage_WriteResponse struct {
+	WriteResponse *WriteResponse `protobuf:"bytes,4,opt,name=write_response,json=writeResponse,proto3,oneof"`
+}
+
 func (*PeerMessage_PresenceRequest) isPeerMessage_Message() {}
 
 func (*PeerMessage_PresenceResponse) isPeerMessage_Message() {}
+
+func (*PeerMessage_WriteRequest) isPeerMessage_Message() {}
+
+func (*PeerMessage_WriteResponse) isPeerMessage_Message() {}
+
+// WriteRequest asks the leader to judge and commit a transaction that came to
+// another server, which knows who asked and that they may.
+type WriteRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Author string                 `protobuf:"bytes,1,opt,name=author,proto3" json:"author,omitempty"`
+	// Types that are valid to be assigned to Write:
+	//
+	//	*WriteRequest_Commit
+	//	*WriteRequest_Rollback
+	Write         isWriteRequest_Write `protobuf_oneof:"write"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WriteRequest) Reset() {
+	*x = WriteRequest{}
+	mi := &file_muster_v1_cluster_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WriteRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WriteRequest) ProtoMessage() {}
+
+func (x *WriteRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_cluster_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WriteRequest.ProtoReflect.Descriptor instead.
+func (*WriteRequest) Descriptor() ([]byte, []int) {
+	return file_muster_v1_cluster_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *WriteRequest) GetAuthor() string {
+	if x != nil {
+		return x.Author
+	}
+	return ""
+}
+
+func (x *WriteRequest) GetWrite() isWriteRequest_Write {
+	if x != nil {
+		return x.Write
+	}
+	return nil
+}
+
+func (x *WriteRequest) GetCommit() *CommitRequest {
+	if x != nil {
+		if x, ok := x.Write.(*WriteRequest_Commit); ok {
+			return x.Commit
+		}
+	}
+	return nil
+}
+
+func (x *WriteRequest) GetRollback() *RollbackRequest {
+	if x != nil {
+		if x, ok := x.Write.(*WriteRequest_Rollback); ok {
+			return x.Rollback
+		}
+	}
+	return nil
+}
+
+type isWriteRequest_Write interface {
+	isWriteRequest_Write()
+}
+
+type WriteRequest_Commit struct {
+	Commit *CommitRequest `protobuf:"bytes,2,opt,name=commit,proto3,oneof"`
+}
+
+type WriteRequest_Rollback struct {
+	Rollback *RollbackRequest `protobuf:"bytes,3,opt,name=rollback,proto3,oneof"`
+}
+
+func (*WriteRequest_Commit) isWriteRequest_Write() {}
+
+func (*WriteRequest_Rollback) isWriteRequest_Write() {}
+
+// WriteResponse is what the leader would have answered itself.
+type WriteResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Outcome:
+	//
+	//	*WriteResponse_Commit
+	//	*WriteResponse_Status
+	Outcome       isWriteResponse_Outcome `protobuf_oneof:"outcome"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WriteResponse) Reset() {
+	*x = WriteResponse{}
+	mi := &file_muster_v1_cluster_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WriteResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WriteResponse) ProtoMessage() {}
+
+func (x *WriteResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_cluster_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WriteResponse.ProtoReflect.Descriptor instead.
+func (*WriteResponse) Descriptor() ([]byte, []int) {
+	return file_muster_v1_cluster_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *WriteResponse) GetOutcome() isWriteResponse_Outcome {
+	if x != nil {
+		return x.Outcome
+	}
+	return nil
+}
+
+func (x *WriteResponse) GetCommit() *CommitResponse {
+	if x != nil {
+		if x, ok := x.Outcome.(*WriteResponse_Commit); ok {
+			return x.Commit
+		}
+	}
+	return nil
+}
+
+func (x *WriteResponse) GetStatus() []byte {
+	if x != nil {
+		if x, ok := x.Outcome.(*WriteResponse_Status); ok {
+			return x.Status
+		}
+	}
+	return nil
+}
+
+type isWriteResponse_Outcome interface {
+	isWriteResponse_Outcome()
+}
+
+type WriteResponse_Commit struct {
+	Commit *CommitResponse `protobuf:"bytes,1,opt,name=commit,proto3,oneof"`
+}
+
+type WriteResponse_Status struct {
+	// A google.rpc.Status, encoded.
+	Status []byte `protobuf:"bytes,2,opt,name=status,proto3,oneof"`
+}
+
+func (*WriteResponse_Commit) isWriteResponse_Outcome() {}
+
+func (*WriteResponse_Status) isWriteResponse_Outcome() {}
 
 // PresenceRequest asks a server for its data planes.
 type PresenceRequest struct {
@@ -1251,7 +1459,7 @@ type PresenceRequest struct {
 
 func (x *PresenceRequest) Reset() {
 	*x = PresenceRequest{}
-	mi := &file_muster_v1_cluster_proto_msgTypes[19]
+	mi := &file_muster_v1_cluster_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1263,7 +1471,7 @@ func (x *PresenceRequest) String() string {
 func (*PresenceRequest) ProtoMessage() {}
 
 func (x *PresenceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_cluster_proto_msgTypes[19]
+	mi := &file_muster_v1_cluster_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1276,7 +1484,7 @@ func (x *PresenceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PresenceRequest.ProtoReflect.Descriptor instead.
 func (*PresenceRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_cluster_proto_rawDescGZIP(), []int{19}
+	return file_muster_v1_cluster_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *PresenceRequest) GetInstance() string {
@@ -1314,7 +1522,7 @@ type PresenceResponse struct {
 
 func (x *PresenceResponse) Reset() {
 	*x = PresenceResponse{}
-	mi := &file_muster_v1_cluster_proto_msgTypes[20]
+	mi := &file_muster_v1_cluster_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1326,7 +1534,7 @@ func (x *PresenceResponse) String() string {
 func (*PresenceResponse) ProtoMessage() {}
 
 func (x *PresenceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_cluster_proto_msgTypes[20]
+	mi := &file_muster_v1_cluster_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1339,7 +1547,7 @@ func (x *PresenceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PresenceResponse.ProtoReflect.Descriptor instead.
 func (*PresenceResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_cluster_proto_rawDescGZIP(), []int{20}
+	return file_muster_v1_cluster_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *PresenceResponse) GetInstance() string {
@@ -1402,7 +1610,7 @@ type RememberedFleet struct {
 
 func (x *RememberedFleet) Reset() {
 	*x = RememberedFleet{}
-	mi := &file_muster_v1_cluster_proto_msgTypes[21]
+	mi := &file_muster_v1_cluster_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1414,7 +1622,7 @@ func (x *RememberedFleet) String() string {
 func (*RememberedFleet) ProtoMessage() {}
 
 func (x *RememberedFleet) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_cluster_proto_msgTypes[21]
+	mi := &file_muster_v1_cluster_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1427,7 +1635,7 @@ func (x *RememberedFleet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RememberedFleet.ProtoReflect.Descriptor instead.
 func (*RememberedFleet) Descriptor() ([]byte, []int) {
-	return file_muster_v1_cluster_proto_rawDescGZIP(), []int{21}
+	return file_muster_v1_cluster_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RememberedFleet) GetAt() *timestamppb.Timestamp {
@@ -1448,7 +1656,7 @@ var File_muster_v1_cluster_proto protoreflect.FileDescriptor
 
 const file_muster_v1_cluster_proto_rawDesc = "" +
 	"\n" +
-	"\x17muster/v1/cluster.proto\x12\tmuster.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15muster/v1/fleet.proto\x1a\x15muster/v1/relay.proto\"\xfb\x02\n" +
+	"\x17muster/v1/cluster.proto\x12\tmuster.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15muster/v1/admin.proto\x1a\x15muster/v1/fleet.proto\x1a\x15muster/v1/relay.proto\"\xfb\x02\n" +
 	"\x04Peer\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x16\n" +
@@ -1526,11 +1734,22 @@ const file_muster_v1_cluster_proto_rawDesc = "" +
 	"\x16RestoreSnapshotRequest\x12\x14\n" +
 	"\x05chunk\x18\x01 \x01(\fR\x05chunk\"F\n" +
 	"\x17RestoreSnapshotResponse\x12+\n" +
-	"\x04info\x18\x01 \x01(\v2\x17.muster.v1.SnapshotInfoR\x04info\"\xad\x01\n" +
+	"\x04info\x18\x01 \x01(\v2\x17.muster.v1.SnapshotInfoR\x04info\"\xb0\x02\n" +
 	"\vPeerMessage\x12G\n" +
 	"\x10presence_request\x18\x01 \x01(\v2\x1a.muster.v1.PresenceRequestH\x00R\x0fpresenceRequest\x12J\n" +
-	"\x11presence_response\x18\x02 \x01(\v2\x1b.muster.v1.PresenceResponseH\x00R\x10presenceResponseB\t\n" +
-	"\amessage\"C\n" +
+	"\x11presence_response\x18\x02 \x01(\v2\x1b.muster.v1.PresenceResponseH\x00R\x10presenceResponse\x12>\n" +
+	"\rwrite_request\x18\x03 \x01(\v2\x17.muster.v1.WriteRequestH\x00R\fwriteRequest\x12A\n" +
+	"\x0ewrite_response\x18\x04 \x01(\v2\x18.muster.v1.WriteResponseH\x00R\rwriteResponseB\t\n" +
+	"\amessage\"\x9d\x01\n" +
+	"\fWriteRequest\x12\x16\n" +
+	"\x06author\x18\x01 \x01(\tR\x06author\x122\n" +
+	"\x06commit\x18\x02 \x01(\v2\x18.muster.v1.CommitRequestH\x00R\x06commit\x128\n" +
+	"\brollback\x18\x03 \x01(\v2\x1a.muster.v1.RollbackRequestH\x00R\brollbackB\a\n" +
+	"\x05write\"i\n" +
+	"\rWriteResponse\x123\n" +
+	"\x06commit\x18\x01 \x01(\v2\x19.muster.v1.CommitResponseH\x00R\x06commit\x12\x18\n" +
+	"\x06status\x18\x02 \x01(\fH\x00R\x06statusB\t\n" +
+	"\aoutcome\"C\n" +
 	"\x0fPresenceRequest\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12\x14\n" +
 	"\x05since\x18\x02 \x01(\x04R\x05since\"\xfd\x01\n" +
@@ -1570,7 +1789,7 @@ func file_muster_v1_cluster_proto_rawDescGZIP() []byte {
 	return file_muster_v1_cluster_proto_rawDescData
 }
 
-var file_muster_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_muster_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_muster_v1_cluster_proto_goTypes = []any{
 	(*Peer)(nil),                     // 0: muster.v1.Peer
 	(*ListPeersRequest)(nil),         // 1: muster.v1.ListPeersRequest
@@ -1591,48 +1810,58 @@ var file_muster_v1_cluster_proto_goTypes = []any{
 	(*RestoreSnapshotRequest)(nil),   // 16: muster.v1.RestoreSnapshotRequest
 	(*RestoreSnapshotResponse)(nil),  // 17: muster.v1.RestoreSnapshotResponse
 	(*PeerMessage)(nil),              // 18: muster.v1.PeerMessage
-	(*PresenceRequest)(nil),          // 19: muster.v1.PresenceRequest
-	(*PresenceResponse)(nil),         // 20: muster.v1.PresenceResponse
-	(*RememberedFleet)(nil),          // 21: muster.v1.RememberedFleet
-	(*durationpb.Duration)(nil),      // 22: google.protobuf.Duration
-	(*DataPlane)(nil),                // 23: muster.v1.DataPlane
-	(*RelayState)(nil),               // 24: muster.v1.RelayState
-	(*timestamppb.Timestamp)(nil),    // 25: google.protobuf.Timestamp
+	(*WriteRequest)(nil),             // 19: muster.v1.WriteRequest
+	(*WriteResponse)(nil),            // 20: muster.v1.WriteResponse
+	(*PresenceRequest)(nil),          // 21: muster.v1.PresenceRequest
+	(*PresenceResponse)(nil),         // 22: muster.v1.PresenceResponse
+	(*RememberedFleet)(nil),          // 23: muster.v1.RememberedFleet
+	(*durationpb.Duration)(nil),      // 24: google.protobuf.Duration
+	(*CommitRequest)(nil),            // 25: muster.v1.CommitRequest
+	(*RollbackRequest)(nil),          // 26: muster.v1.RollbackRequest
+	(*CommitResponse)(nil),           // 27: muster.v1.CommitResponse
+	(*DataPlane)(nil),                // 28: muster.v1.DataPlane
+	(*RelayState)(nil),               // 29: muster.v1.RelayState
+	(*timestamppb.Timestamp)(nil),    // 30: google.protobuf.Timestamp
 }
 var file_muster_v1_cluster_proto_depIdxs = []int32{
-	22, // 0: muster.v1.Peer.last_contact:type_name -> google.protobuf.Duration
+	24, // 0: muster.v1.Peer.last_contact:type_name -> google.protobuf.Duration
 	0,  // 1: muster.v1.ListPeersResponse.peers:type_name -> muster.v1.Peer
-	22, // 2: muster.v1.GetClusterStatusResponse.last_contact:type_name -> google.protobuf.Duration
+	24, // 2: muster.v1.GetClusterStatusResponse.last_contact:type_name -> google.protobuf.Duration
 	11, // 3: muster.v1.SaveSnapshotResponse.info:type_name -> muster.v1.SnapshotInfo
 	11, // 4: muster.v1.InspectSnapshotResponse.info:type_name -> muster.v1.SnapshotInfo
 	11, // 5: muster.v1.RestoreSnapshotResponse.info:type_name -> muster.v1.SnapshotInfo
-	19, // 6: muster.v1.PeerMessage.presence_request:type_name -> muster.v1.PresenceRequest
-	20, // 7: muster.v1.PeerMessage.presence_response:type_name -> muster.v1.PresenceResponse
-	23, // 8: muster.v1.PresenceResponse.data_planes:type_name -> muster.v1.DataPlane
-	24, // 9: muster.v1.PresenceResponse.relays:type_name -> muster.v1.RelayState
-	25, // 10: muster.v1.RememberedFleet.at:type_name -> google.protobuf.Timestamp
-	23, // 11: muster.v1.RememberedFleet.data_planes:type_name -> muster.v1.DataPlane
-	1,  // 12: muster.v1.ClusterService.ListPeers:input_type -> muster.v1.ListPeersRequest
-	3,  // 13: muster.v1.ClusterService.GetClusterStatus:input_type -> muster.v1.GetClusterStatusRequest
-	5,  // 14: muster.v1.ClusterService.JoinCluster:input_type -> muster.v1.JoinClusterRequest
-	7,  // 15: muster.v1.ClusterService.RemovePeer:input_type -> muster.v1.RemovePeerRequest
-	9,  // 16: muster.v1.ClusterService.TransferLeader:input_type -> muster.v1.TransferLeaderRequest
-	12, // 17: muster.v1.ClusterService.SaveSnapshot:input_type -> muster.v1.SaveSnapshotRequest
-	14, // 18: muster.v1.ClusterService.InspectSnapshot:input_type -> muster.v1.InspectSnapshotRequest
-	16, // 19: muster.v1.ClusterService.RestoreSnapshot:input_type -> muster.v1.RestoreSnapshotRequest
-	2,  // 20: muster.v1.ClusterService.ListPeers:output_type -> muster.v1.ListPeersResponse
-	4,  // 21: muster.v1.ClusterService.GetClusterStatus:output_type -> muster.v1.GetClusterStatusResponse
-	6,  // 22: muster.v1.ClusterService.JoinCluster:output_type -> muster.v1.JoinClusterResponse
-	8,  // 23: muster.v1.ClusterService.RemovePeer:output_type -> muster.v1.RemovePeerResponse
-	10, // 24: muster.v1.ClusterService.TransferLeader:output_type -> muster.v1.TransferLeaderResponse
-	13, // 25: muster.v1.ClusterService.SaveSnapshot:output_type -> muster.v1.SaveSnapshotResponse
-	15, // 26: muster.v1.ClusterService.InspectSnapshot:output_type -> muster.v1.InspectSnapshotResponse
-	17, // 27: muster.v1.ClusterService.RestoreSnapshot:output_type -> muster.v1.RestoreSnapshotResponse
-	20, // [20:28] is the sub-list for method output_type
-	12, // [12:20] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	21, // 6: muster.v1.PeerMessage.presence_request:type_name -> muster.v1.PresenceRequest
+	22, // 7: muster.v1.PeerMessage.presence_response:type_name -> muster.v1.PresenceResponse
+	19, // 8: muster.v1.PeerMessage.write_request:type_name -> muster.v1.WriteRequest
+	20, // 9: muster.v1.PeerMessage.write_response:type_name -> muster.v1.WriteResponse
+	25, // 10: muster.v1.WriteRequest.commit:type_name -> muster.v1.CommitRequest
+	26, // 11: muster.v1.WriteRequest.rollback:type_name -> muster.v1.RollbackRequest
+	27, // 12: muster.v1.WriteResponse.commit:type_name -> muster.v1.CommitResponse
+	28, // 13: muster.v1.PresenceResponse.data_planes:type_name -> muster.v1.DataPlane
+	29, // 14: muster.v1.PresenceResponse.relays:type_name -> muster.v1.RelayState
+	30, // 15: muster.v1.RememberedFleet.at:type_name -> google.protobuf.Timestamp
+	28, // 16: muster.v1.RememberedFleet.data_planes:type_name -> muster.v1.DataPlane
+	1,  // 17: muster.v1.ClusterService.ListPeers:input_type -> muster.v1.ListPeersRequest
+	3,  // 18: muster.v1.ClusterService.GetClusterStatus:input_type -> muster.v1.GetClusterStatusRequest
+	5,  // 19: muster.v1.ClusterService.JoinCluster:input_type -> muster.v1.JoinClusterRequest
+	7,  // 20: muster.v1.ClusterService.RemovePeer:input_type -> muster.v1.RemovePeerRequest
+	9,  // 21: muster.v1.ClusterService.TransferLeader:input_type -> muster.v1.TransferLeaderRequest
+	12, // 22: muster.v1.ClusterService.SaveSnapshot:input_type -> muster.v1.SaveSnapshotRequest
+	14, // 23: muster.v1.ClusterService.InspectSnapshot:input_type -> muster.v1.InspectSnapshotRequest
+	16, // 24: muster.v1.ClusterService.RestoreSnapshot:input_type -> muster.v1.RestoreSnapshotRequest
+	2,  // 25: muster.v1.ClusterService.ListPeers:output_type -> muster.v1.ListPeersResponse
+	4,  // 26: muster.v1.ClusterService.GetClusterStatus:output_type -> muster.v1.GetClusterStatusResponse
+	6,  // 27: muster.v1.ClusterService.JoinCluster:output_type -> muster.v1.JoinClusterResponse
+	8,  // 28: muster.v1.ClusterService.RemovePeer:output_type -> muster.v1.RemovePeerResponse
+	10, // 29: muster.v1.ClusterService.TransferLeader:output_type -> muster.v1.TransferLeaderResponse
+	13, // 30: muster.v1.ClusterService.SaveSnapshot:output_type -> muster.v1.SaveSnapshotResponse
+	15, // 31: muster.v1.ClusterService.InspectSnapshot:output_type -> muster.v1.InspectSnapshotResponse
+	17, // 32: muster.v1.ClusterService.RestoreSnapshot:output_type -> muster.v1.RestoreSnapshotResponse
+	25, // [25:33] is the sub-list for method output_type
+	17, // [17:25] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_muster_v1_cluster_proto_init() }
@@ -1640,6 +1869,7 @@ func file_muster_v1_cluster_proto_init() {
 	if File_muster_v1_cluster_proto != nil {
 		return
 	}
+	file_muster_v1_admin_proto_init()
 	file_muster_v1_fleet_proto_init()
 	file_muster_v1_relay_proto_init()
 	file_muster_v1_cluster_proto_msgTypes[13].OneofWrappers = []any{
@@ -1649,6 +1879,16 @@ func file_muster_v1_cluster_proto_init() {
 	file_muster_v1_cluster_proto_msgTypes[18].OneofWrappers = []any{
 		(*PeerMessage_PresenceRequest)(nil),
 		(*PeerMessage_PresenceResponse)(nil),
+		(*PeerMessage_WriteRequest)(nil),
+		(*PeerMessage_WriteResponse)(nil),
+	}
+	file_muster_v1_cluster_proto_msgTypes[19].OneofWrappers = []any{
+		(*WriteRequest_Commit)(nil),
+		(*WriteRequest_Rollback)(nil),
+	}
+	file_muster_v1_cluster_proto_msgTypes[20].OneofWrappers = []any{
+		(*WriteResponse_Commit)(nil),
+		(*WriteResponse_Status)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1656,7 +1896,7 @@ func file_muster_v1_cluster_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_muster_v1_cluster_proto_rawDesc), len(file_muster_v1_cluster_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   22,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

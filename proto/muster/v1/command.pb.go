@@ -315,8 +315,14 @@ type CommitCommand struct {
 	ExpectedRevision *uint64                `protobuf:"varint,3,opt,name=expected_revision,json=expectedRevision,proto3,oneof" json:"expected_revision,omitempty"`
 	Message          string                 `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
 	RollbackTo       uint64                 `protobuf:"varint,5,opt,name=rollback_to,json=rollbackTo,proto3" json:"rollback_to,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// Names the revision that this makes; drawn at random, so that no two
+	// revisions, of whatever leaders, have the same.
+	Mark uint64 `protobuf:"fixed64,6,opt,name=mark,proto3" json:"mark,omitempty"`
+	// The mark of the revision that the transaction was judged on; 0 is that of
+	// one without. It is refused as a conflict when the group is at another.
+	JudgedOn      *uint64 `protobuf:"fixed64,7,opt,name=judged_on,json=judgedOn,proto3,oneof" json:"judged_on,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CommitCommand) Reset() {
@@ -380,6 +386,20 @@ func (x *CommitCommand) GetMessage() string {
 func (x *CommitCommand) GetRollbackTo() uint64 {
 	if x != nil {
 		return x.RollbackTo
+	}
+	return 0
+}
+
+func (x *CommitCommand) GetMark() uint64 {
+	if x != nil {
+		return x.Mark
+	}
+	return 0
+}
+
+func (x *CommitCommand) GetJudgedOn() uint64 {
+	if x != nil && x.JudgedOn != nil {
+		return *x.JudgedOn
 	}
 	return 0
 }
@@ -710,7 +730,9 @@ type SnapshotRevision struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Group string                 `protobuf:"bytes,1,opt,name=group,proto3" json:"group,omitempty"`
 	// With the bodies before and after.
-	Revision      *Revision `protobuf:"bytes,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	Revision *Revision `protobuf:"bytes,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	// As CommitCommand.mark.
+	Mark          uint64 `protobuf:"fixed64,3,opt,name=mark,proto3" json:"mark,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -757,6 +779,13 @@ func (x *SnapshotRevision) GetRevision() *Revision {
 		return x.Revision
 	}
 	return nil
+}
+
+func (x *SnapshotRevision) GetMark() uint64 {
+	if x != nil {
+		return x.Mark
+	}
+	return 0
 }
 
 type SnapshotRequest struct {
@@ -889,15 +918,19 @@ const file_muster_v1_command_proto_rawDesc = "" +
 	"\x06fields\x18\x02 \x03(\tR\x06fields\":\n" +
 	"\x12DeleteGroupCommand\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
-	"\x05force\x18\x02 \x01(\bR\x05force\"\xd5\x01\n" +
+	"\x05force\x18\x02 \x01(\bR\x05force\"\x99\x02\n" +
 	"\rCommitCommand\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\tR\x05group\x12+\n" +
 	"\achanges\x18\x02 \x03(\v2\x11.muster.v1.ChangeR\achanges\x120\n" +
 	"\x11expected_revision\x18\x03 \x01(\x04H\x00R\x10expectedRevision\x88\x01\x01\x12\x18\n" +
 	"\amessage\x18\x04 \x01(\tR\amessage\x12\x1f\n" +
 	"\vrollback_to\x18\x05 \x01(\x04R\n" +
-	"rollbackToB\x14\n" +
-	"\x12_expected_revision\".\n" +
+	"rollbackTo\x12\x12\n" +
+	"\x04mark\x18\x06 \x01(\x06R\x04mark\x12 \n" +
+	"\tjudged_on\x18\a \x01(\x06H\x01R\bjudgedOn\x88\x01\x01B\x14\n" +
+	"\x12_expected_revisionB\f\n" +
+	"\n" +
+	"_judged_on\".\n" +
 	"\x11RaiseEpochCommand\x12\x19\n" +
 	"\bat_least\x18\x01 \x01(\x04R\aatLeast\"\xdf\x02\n" +
 	"\x0eSnapshotRecord\x123\n" +
@@ -916,10 +949,11 @@ const file_muster_v1_command_proto_rawDesc = "" +
 	"\x10SnapshotResource\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\tR\x05group\x121\n" +
 	"\x06stored\x18\x02 \x01(\v2\x19.muster.v1.StoredResourceR\x06stored\x12(\n" +
-	"\x03key\x18\x03 \x01(\v2\x16.muster.v1.ResourceKeyR\x03key\"Y\n" +
+	"\x03key\x18\x03 \x01(\v2\x16.muster.v1.ResourceKeyR\x03key\"m\n" +
 	"\x10SnapshotRevision\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\tR\x05group\x12/\n" +
-	"\brevision\x18\x02 \x01(\v2\x13.muster.v1.RevisionR\brevision\"H\n" +
+	"\brevision\x18\x02 \x01(\v2\x13.muster.v1.RevisionR\brevision\x12\x12\n" +
+	"\x04mark\x18\x03 \x01(\x06R\x04mark\"H\n" +
 	"\x0fSnapshotRequest\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x16\n" +

@@ -1638,8 +1638,10 @@ func (x *PeerServiceCallRequest) GetMessage() []byte {
 }
 
 type PeerServiceCallResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Message       []byte                 `protobuf:"bytes,1,opt,name=message,proto3" json:"message,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Message []byte                 `protobuf:"bytes,1,opt,name=message,proto3" json:"message,omitempty"`
+	// Set when the message was not acted upon, for a reason that may pass.
+	Error         *StoreError `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1677,6 +1679,13 @@ func (*PeerServiceCallResponse) Descriptor() ([]byte, []int) {
 func (x *PeerServiceCallResponse) GetMessage() []byte {
 	if x != nil {
 		return x.Message
+	}
+	return nil
+}
+
+func (x *PeerServiceCallResponse) GetError() *StoreError {
+	if x != nil {
+		return x.Error
 	}
 	return nil
 }
@@ -1782,9 +1791,10 @@ const file_muster_v1_peer_proto_rawDesc = "" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12+\n" +
 	"\x05error\x18\x02 \x01(\v2\x15.muster.v1.StoreErrorR\x05error\"2\n" +
 	"\x16PeerServiceCallRequest\x12\x18\n" +
-	"\amessage\x18\x01 \x01(\fR\amessage\"3\n" +
+	"\amessage\x18\x01 \x01(\fR\amessage\"`\n" +
 	"\x17PeerServiceCallResponse\x12\x18\n" +
-	"\amessage\x18\x01 \x01(\fR\amessage*\xbb\x02\n" +
+	"\amessage\x18\x01 \x01(\fR\amessage\x12+\n" +
+	"\x05error\x18\x02 \x01(\v2\x15.muster.v1.StoreErrorR\x05error*\xbb\x02\n" +
 	"\x0eStoreErrorCode\x12 \n" +
 	"\x1cSTORE_ERROR_CODE_UNSPECIFIED\x10\x00\x12\x1f\n" +
 	"\x1bSTORE_ERROR_CODE_NOT_LEADER\x10\x01\x12!\n" +
@@ -1874,27 +1884,28 @@ var file_muster_v1_peer_proto_depIdxs = []int32{
 	12, // 18: muster.v1.PeerServiceRemoveResponse.error:type_name -> muster.v1.StoreError
 	12, // 19: muster.v1.PeerServiceTransferLeaderResponse.error:type_name -> muster.v1.StoreError
 	12, // 20: muster.v1.PeerServiceRestoreResponse.error:type_name -> muster.v1.StoreError
-	1,  // 21: muster.v1.PeerService.Apply:input_type -> muster.v1.PeerServiceApplyRequest
-	13, // 22: muster.v1.PeerService.ReadIndex:input_type -> muster.v1.PeerServiceReadIndexRequest
-	15, // 23: muster.v1.PeerService.Status:input_type -> muster.v1.PeerServiceStatusRequest
-	17, // 24: muster.v1.PeerService.Join:input_type -> muster.v1.PeerServiceJoinRequest
-	19, // 25: muster.v1.PeerService.Remove:input_type -> muster.v1.PeerServiceRemoveRequest
-	21, // 26: muster.v1.PeerService.TransferLeader:input_type -> muster.v1.PeerServiceTransferLeaderRequest
-	23, // 27: muster.v1.PeerService.Restore:input_type -> muster.v1.PeerServiceRestoreRequest
-	25, // 28: muster.v1.PeerService.Call:input_type -> muster.v1.PeerServiceCallRequest
-	2,  // 29: muster.v1.PeerService.Apply:output_type -> muster.v1.PeerServiceApplyResponse
-	14, // 30: muster.v1.PeerService.ReadIndex:output_type -> muster.v1.PeerServiceReadIndexResponse
-	16, // 31: muster.v1.PeerService.Status:output_type -> muster.v1.PeerServiceStatusResponse
-	18, // 32: muster.v1.PeerService.Join:output_type -> muster.v1.PeerServiceJoinResponse
-	20, // 33: muster.v1.PeerService.Remove:output_type -> muster.v1.PeerServiceRemoveResponse
-	22, // 34: muster.v1.PeerService.TransferLeader:output_type -> muster.v1.PeerServiceTransferLeaderResponse
-	24, // 35: muster.v1.PeerService.Restore:output_type -> muster.v1.PeerServiceRestoreResponse
-	26, // 36: muster.v1.PeerService.Call:output_type -> muster.v1.PeerServiceCallResponse
-	29, // [29:37] is the sub-list for method output_type
-	21, // [21:29] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	12, // 21: muster.v1.PeerServiceCallResponse.error:type_name -> muster.v1.StoreError
+	1,  // 22: muster.v1.PeerService.Apply:input_type -> muster.v1.PeerServiceApplyRequest
+	13, // 23: muster.v1.PeerService.ReadIndex:input_type -> muster.v1.PeerServiceReadIndexRequest
+	15, // 24: muster.v1.PeerService.Status:input_type -> muster.v1.PeerServiceStatusRequest
+	17, // 25: muster.v1.PeerService.Join:input_type -> muster.v1.PeerServiceJoinRequest
+	19, // 26: muster.v1.PeerService.Remove:input_type -> muster.v1.PeerServiceRemoveRequest
+	21, // 27: muster.v1.PeerService.TransferLeader:input_type -> muster.v1.PeerServiceTransferLeaderRequest
+	23, // 28: muster.v1.PeerService.Restore:input_type -> muster.v1.PeerServiceRestoreRequest
+	25, // 29: muster.v1.PeerService.Call:input_type -> muster.v1.PeerServiceCallRequest
+	2,  // 30: muster.v1.PeerService.Apply:output_type -> muster.v1.PeerServiceApplyResponse
+	14, // 31: muster.v1.PeerService.ReadIndex:output_type -> muster.v1.PeerServiceReadIndexResponse
+	16, // 32: muster.v1.PeerService.Status:output_type -> muster.v1.PeerServiceStatusResponse
+	18, // 33: muster.v1.PeerService.Join:output_type -> muster.v1.PeerServiceJoinResponse
+	20, // 34: muster.v1.PeerService.Remove:output_type -> muster.v1.PeerServiceRemoveResponse
+	22, // 35: muster.v1.PeerService.TransferLeader:output_type -> muster.v1.PeerServiceTransferLeaderResponse
+	24, // 36: muster.v1.PeerService.Restore:output_type -> muster.v1.PeerServiceRestoreResponse
+	26, // 37: muster.v1.PeerService.Call:output_type -> muster.v1.PeerServiceCallResponse
+	30, // [30:38] is the sub-list for method output_type
+	22, // [22:30] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_muster_v1_peer_proto_init() }
