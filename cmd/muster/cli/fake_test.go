@@ -15,6 +15,7 @@ import (
 	"github.com/musterhq/muster/resource"
 	"github.com/musterhq/muster/server/admin"
 	"github.com/musterhq/muster/server/auth"
+	"github.com/musterhq/muster/server/compile"
 	"github.com/musterhq/muster/server/compile/plugin"
 	"github.com/musterhq/muster/server/fleet"
 	"google.golang.org/grpc"
@@ -165,6 +166,11 @@ func (f *fakeStore) Apply(_ context.Context, cmd *musterv1.Command) (state.Resul
 	return res, nil
 }
 
+func (f *fakeStore) Begin(ctx context.Context, cmd *musterv1.Command) func() (state.Result, error) {
+	res, err := f.Apply(ctx, cmd)
+	return func() (state.Result, error) { return res, err }
+}
+
 func (f *fakeStore) State() *state.State {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -181,7 +187,9 @@ func (f *fakeStore) Leader() (id, addr string, isSelf bool) { return "fake", "",
 
 type noTrial struct{}
 
-func (noTrial) Trial(*state.Group, state.View, []state.Change) resource.Problems { return nil }
+func (noTrial) Trial(*compile.Compiled, *state.Group, state.View, []state.Change) (*compile.Compiled, resource.Problems) {
+	return nil, nil
+}
 
 // fakeFleet shows data planes that never existed.
 type fakeFleet struct {
