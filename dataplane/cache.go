@@ -2,11 +2,7 @@ package dataplane
 
 import (
 	"bufio"
-	"bytes"
 	"crypto/cipher"
-	"crypto/sha256"
-	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -40,10 +36,11 @@ type cache struct {
 	check  func(*State) error
 	strict bool
 
-	floor      version // of the newest that was written
-	floorLost  bool    // it could not be read
-	loaded     uint64  // the generation that was loaded; kept until there are two newer ones
-	generation uint64  // the newest, readable or not
+	floor      version  // of the newest that was written
+	floorLost  bool     // it could not be read
+	floorSlot  *os.File // the floor's file once this process has written it
+	loaded     uint64   // the generation that was loaded; kept until there are two newer ones
+	generation uint64   // the newest, readable or not
 	journal    *os.File
 	frames     *frameWriter
 	baseBytes  int
@@ -103,6 +100,7 @@ func (c *cache) close() error {
 		err = c.journal.Close()
 		c.journal = nil
 	}
+	c.closeFloor()
 	return errors.Join(err, c.lock.Close())
 }
 
@@ -338,62 +336,6 @@ func (c *cache) prune(keep uint64) {
 			}
 		}
 	}
-}
-
-func (c *cache) readFloor() {
-	b, err := os.ReadFile(c.path("floor"))
-	if errors.Is(err, fs.ErrNotExist) {
-		return
-	}
-	if err == nil {
-		c.floor, err = parseFloor(b)
-	}
-	if err != nil {
-		c.floorLost = true
-		c.log.Error("cache floor refused", "file", c.path("floor"), "reason", err)
-	}
-}
-
-// floorFile is the floor on disk. One without a sum is of an earlier release.
-type floorFile struct {
-	version
-	Sum string `json:"sum,omitempty"`
-}
-
-func (v version) sum() string {
-	h := sha256.Sum256(fmt.Appendf(nil, "floor %d.%d", v.Epoch, v.Revision))
-	return hex.EncodeToString(h[:8])
-}
-
-// parseFloor reads a floor. A damaged one must not pass for a higher one, which no
-// server would ever reach.
-func parseFloor(b []byte) (version, error) {
-	var f floorFile
-	d := json.NewDecoder(bytes.NewReader(b))
-	d.DisallowUnknownFields()
-	if err := d.Decode(&f); err != nil {
-		return version{}, err
-	}
-	if f.Sum != "" && f.Sum != f.sum() {
-		return version{}, errChecksum
-	}
-	return f.version, nil
-}
-
-func (c *cache) writeFloor(epoch, revision uint64) error {
-	next := version{Epoch: epoch, Revision: revision}
-	if !c.floor.below(next) {
-		return nil
-	}
-	b, err := json.Marshal(floorFile{next, next.sum()})
-	if err != nil {
-		return err
-	}
-	_, err = writeAtomically(c.path("floor"), func(w io.Writer) (int, error) { return w.Write(b) })
-	if err == nil {
-		c.floor = next
-	}
-	return err
 }
 
 // writeAtomically writes a file that is there whole, or not at all, with mode 0600.
