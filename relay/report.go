@@ -9,8 +9,10 @@ import (
 )
 
 const (
-	// reportInterval is the shortest time between two reports; reportUrgent while
-	// somebody upstream waits for acknowledgements. reportIdle is the longest.
+	// reportInterval is how long news are gathered before they are reported;
+	// reportUrgent while somebody upstream waits for acknowledgements. A report at
+	// once would tell of the first data planes to have a change, and take its time
+	// from the others. reportIdle is the longest time between two reports.
 	reportInterval = 250 * time.Millisecond
 	reportUrgent   = 25 * time.Millisecond
 	reportIdle     = 5 * time.Second
@@ -32,16 +34,19 @@ type reporter struct {
 	more    bool   // the fleet had more than fitted
 	served  uint64 // publications that were reported
 	last    time.Time
+	news    time.Time // since when there is something to report; zero when nothing is
 }
 
 // begin starts over on a new stream: everything is reported again.
 func (r *reporter) begin() {
+	r.fleet.Hurry(false)
 	*r = reporter{id: r.id, version: r.version, fleet: r.fleet, carriers: r.carriers}
 }
 
 // answered takes in a response of the upstream.
 func (r *reporter) answered(resp *musterv1.AttendResponse) {
 	r.urgent = resp.GetUrgent()
+	r.fleet.Hurry(r.urgent) // the relays below
 	if r.pending && resp.GetReceived() == r.number {
 		r.pending, r.since = false, r.until
 	}
@@ -58,11 +63,15 @@ func (r *reporter) due(heard bool, now time.Time) *musterv1.RelayReport {
 		wait = reportUrgent
 	}
 	published := r.carriers.published.Load()
-	news := r.more || r.fleet.Changes() != r.since || published != r.served
-	age := now.Sub(r.last)
-	if !r.last.IsZero() && !r.more && (age < wait || !news && age < reportIdle) {
+	if r.news.IsZero() && (r.fleet.Changes() != r.since || published != r.served) {
+		r.news = now
+	}
+	switch {
+	case r.last.IsZero(), r.more, now.Sub(r.last) >= reportIdle:
+	case r.news.IsZero() || now.Sub(r.news) < wait:
 		return nil
 	}
+	r.news = time.Time{}
 	planes, until, more := r.fleet.Presence(r.since)
 	r.number++
 	r.pending, r.until, r.more, r.served, r.last = true, until, more, published, now

@@ -135,7 +135,10 @@ func (r *Registry) Lost(server string) {
 }
 
 // Waiting reports whether anybody waits for data planes at the moment.
-func (r *Registry) Waiting() bool { return r.waiting.Load() > 0 }
+func (r *Registry) Waiting() bool { return r.waiting.Load() > 0 || r.hurried.Load() }
+
+// Hurry tells whether somebody waits at the upstream of a relay whose registry this is.
+func (r *Registry) Hurry(is bool) { r.hurried.Store(is) }
 
 // Remember returns this server's data planes, to be kept on disk.
 func (r *Registry) Remember() *musterv1.RememberedFleet {

@@ -49,6 +49,8 @@ type Registry struct {
 	seq atomic.Uint64 // numbers the changes of data planes
 	// waiting counts the waits under way.
 	waiting atomic.Int64
+	// hurried: somebody waits at the upstream.
+	hurried atomic.Bool
 
 	mu     sync.RWMutex
 	groups map[string]*group
