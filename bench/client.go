@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -18,12 +19,14 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
+
+	"github.com/musterhq/muster/server/compile"
 )
 
 // fleet is a set of delta ADS streams, each on a connection of its own, that
 // acknowledge what they receive and remember a hash of every resource.
 type fleet struct {
-	addr      string
+	addrs     []string // the streams are spread over them
 	resources int
 	creds     credentials.TransportCredentials
 	streams   []*clientStream
@@ -46,7 +49,7 @@ type clientStream struct {
 }
 
 func newFleet(addr string, streams, resources int, clientTLS *tls.Config) *fleet {
-	f := &fleet{addr: addr, resources: resources, creds: insecure.NewCredentials()}
+	f := &fleet{addrs: strings.Split(addr, ","), resources: resources, creds: insecure.NewCredentials()}
 	if clientTLS != nil {
 		f.creds = credentials.NewTLS(clientTLS)
 	}
@@ -78,7 +81,7 @@ func (f *fleet) connect(ctx context.Context) error {
 
 func (f *fleet) open(ctx context.Context, i int) error {
 	cs := f.streams[i]
-	conn, err := grpc.NewClient("passthrough:///"+f.addr, grpc.WithTransportCredentials(f.creds),
+	conn, err := grpc.NewClient("passthrough:///"+f.addrs[i%len(f.addrs)], grpc.WithTransportCredentials(f.creds),
 		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(rawCodec{}), grpc.MaxCallRecvMsgSize(64<<20)))
 	if err != nil {
 		return err
@@ -213,6 +216,9 @@ func (f *fleet) keep(resource []byte, cs *clientStream, now time.Time) error {
 		}
 	}
 	i := resourceIndex(name)
+	if string(name) == compile.CatchAll {
+		return nil // a whole server has it of its own
+	}
 	if i < 0 || i >= len(cs.hashes) {
 		return fmt.Errorf("unknown resource %q", name)
 	}
@@ -353,7 +359,7 @@ func (s *staleness) quantile(q float64) time.Duration {
 	if total == 0 {
 		return 0
 	}
-	rank, seen := int64(float64(total)*q), int64(0)
+	rank, seen := min(int64(float64(total)*q), total-1), int64(0)
 	for i := range s.buckets {
 		if seen += s.buckets[i].Load(); seen > rank {
 			return time.Duration(i+1) * 500 * time.Microsecond

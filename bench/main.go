@@ -33,7 +33,7 @@ func run(args []string) int {
 		err = runCommand(ctx, args[1:])
 	case "commit":
 		err = commitCommand(ctx, args[1:])
-	case "serve", "load", "memory":
+	case "serve", "load", "memory", "core", "relay":
 		err = processCommand(ctx, args[0], args[1:])
 	default:
 		err = fmt.Errorf("unknown command %q: want run or commit", args[0])
@@ -47,7 +47,7 @@ func run(args []string) int {
 
 func runCommand(ctx context.Context, args []string) error {
 	fs := flag.NewFlagSet("run", flag.ContinueOnError)
-	only := fs.String("only", "", "run these scenarios only, for example B1,B4")
+	only := fs.String("only", "", "run these scenarios only, for example B1,B4; other rows stay in the file of -out")
 	smoke := fs.Bool("smoke", false, "small sizes; exit 1 when a ratio is off by more than the slack")
 	samples := fs.Int("samples", 9, "samples of each measurement")
 	out := fs.String("out", "", "also write the table to this file")
@@ -64,15 +64,16 @@ func runCommand(ctx context.Context, args []string) error {
 		return err
 	}
 	var text strings.Builder
-	text.WriteString(preface)
 	var all error
-	for _, mode := range []string{"plain", "mtls"} {
+	measured := map[string][]string{}
+	for i, mode := range []string{"plain", "mtls"} {
 		if *tlsModes != "both" && *tlsModes != mode {
 			continue
 		}
 		r := &runner{smoke: *smoke, tls: mode == "mtls", samples: *samples, envoy: *envoy, report: &report{}}
 		all = errors.Join(all, r.run(ctx, names))
-		r.report.write(&text, fmt.Sprintf("%s, %d samples", map[string]string{"plain": "plaintext loopback", "mtls": "mutual TLS 1.3 on loopback"}[mode], *samples))
+		measured[modeNames[i]] = r.report.ids()
+		r.report.write(&text, fmt.Sprintf("%s, %d samples", modeNames[i], *samples))
 		text.WriteString("\n")
 		if *smoke {
 			for _, g := range r.report.failed(1.5) {
@@ -80,12 +81,23 @@ func runCommand(ctx context.Context, args []string) error {
 			}
 		}
 	}
-	fmt.Print(text.String())
+	fmt.Print(preface + text.String())
 	if *out != "" {
-		all = errors.Join(all, os.WriteFile(*out, []byte(text.String()), 0o644))
+		before := ""
+		if len(names) > 0 { // the other rows stay
+			page, err := pageBefore(*out)
+			if err != nil {
+				return errors.Join(all, err)
+			}
+			before = earlier(page, measured)
+		}
+		all = errors.Join(all, os.WriteFile(*out, []byte(preface+before+text.String()), 0o644))
 	}
 	return all
 }
+
+// modeNames are how connections are measured.
+var modeNames = []string{"plaintext loopback", "mutual TLS 1.3 on loopback"}
 
 const preface = `# Benchmarks
 
@@ -97,6 +109,16 @@ B3, else LinearCache. Cells are medians with the range. At the end of each scena
 stream must hold exactly what its server holds. B16 and the memory of a group have nothing
 to do with TLS and are measured once. Not measured here: B11, which is "go test -bench ."
 in server/compile.
+
+B12 and B13 run whole muster servers and relays, each a process, in plaintext only. The
+added latency of B12 is the difference of two medians of one run: edges below relays less as
+many on a server of their own, from before the commit to the change's arrival. It holds the
+hop (received, verified, made durable, served) and what four processes gain or lose against
+one in the fan-out on the same CPUs; with one edge to a relay it is the hop alone. All relays
+share one disk here and wait for each other on it. "One message" is what the same change
+takes of a data plane of muster's own at the server, which also follows whole revisions, on
+as compressed a connection. B13's five deltas are what those changes took a relay that
+stayed.
 
 Three rows come close to their limits, or pass them, with mutual TLS, and in each the floor
 does the same. B4: crypto/tls holds about 30 KB for a connection, of muster and of bare
@@ -116,6 +138,7 @@ func processCommand(ctx context.Context, what string, args []string) error {
 	resources := fs.Int("resources", 1, "")
 	revisions := fs.Int("revisions", 0, "")
 	withTLS := fs.Bool("tls", false, "")
+	id, upstream, dir := fs.String("id", "", ""), fs.String("upstream", "", ""), fs.String("dir", "", "")
 	if err := fs.Parse(args); err != nil {
 		return err
 	}
@@ -128,6 +151,12 @@ func processCommand(ctx context.Context, what string, args []string) error {
 	}
 	if what == "memory" {
 		return answer(func(request) (reply, error) { return memoryProcess(*resources, *revisions) })
+	}
+	if what == "core" {
+		return coreProcess(ctx, *resources)
+	}
+	if what == "relay" {
+		return relayProcess(ctx, *id, *upstream, *addr, *dir)
 	}
 	if what == "serve" {
 		return serveProcess(*armName, *resources, server)

@@ -39,6 +39,7 @@ type reply struct {
 	RSS     int64   `json:"rss,omitempty"`  // bytes
 	Digest  uint64  `json:"digest,omitempty"`
 	Bytes   int64   `json:"bytes,omitempty"`
+	Sent    int64   `json:"sent,omitempty"`
 	P50     float64 `json:"p50,omitempty"` // seconds
 	P99     float64 `json:"p99,omitempty"`
 	Count   int64   `json:"count,omitempty"`
@@ -238,6 +239,16 @@ func loadProcess(ctx context.Context, addr string, streams, resources int, clien
 			f.stale.reset()
 			f.bytes.Store(0)
 			return reply{}, nil
+		case "arrive":
+			// Each stream gets one changed resource: how old it was then.
+			for deadline := time.Now().Add(time.Minute); f.stale.count() < r.Acks; time.Sleep(time.Millisecond) {
+				if time.Now().After(deadline) {
+					return reply{}, fmt.Errorf("%d of %d streams have the change", f.stale.count(), r.Acks)
+				}
+			}
+			return reply{P50: f.stale.quantile(0.5).Seconds(), Wall: f.stale.quantile(1).Seconds()}, nil
+		case "cpu":
+			return reply{CPU: cpuSeconds()}, nil
 		case "digest":
 			var d uint64
 			err := f.wait(wctx, func(*clientStream) bool { return true })

@@ -50,6 +50,15 @@ func (g gate) held() bool {
 	return g.got <= g.limit
 }
 
+// ids are those of the rows.
+func (r *report) ids() []string {
+	var out []string
+	for _, x := range r.rows {
+		out = append(out, x.id)
+	}
+	return out
+}
+
 // failed lists the gates that did not hold, with slack on the limits: CI runs
 // on noisy machines and gates on what a regression would break by far.
 func (r *report) failed(slack float64) []gate {

@@ -459,6 +459,9 @@ func (r *runner) slowReader(ctx context.Context) error {
 	return nil
 }
 
+// plainOnly are scenarios that are the same with TLS, or are not measured with it.
+var plainOnly = []string{"B12", "B13", "B16", "memory"}
+
 func (r *runner) run(ctx context.Context, only []string) error {
 	var all error
 	for _, s := range []struct {
@@ -472,12 +475,14 @@ func (r *runner) run(ctx context.Context, only []string) error {
 		{[]string{"B6"}, r.coldStart},
 		{[]string{"B7"}, r.reconnect},
 		{[]string{"B10"}, r.churn},
+		{[]string{"B12"}, r.relays},
+		{[]string{"B13"}, r.relayResume},
 		{[]string{"B14"}, r.slowReader},
 		{[]string{"B16"}, r.routing},
 		{[]string{"memory"}, r.groupMemory},
 	} {
-		if r.tls && (s.names[0] == "B16" || s.names[0] == "memory") {
-			continue // the same as in plaintext
+		if r.tls && slices.Contains(plainOnly, s.names[0]) {
+			continue
 		}
 		if len(only) > 0 && !slices.ContainsFunc(s.names, func(n string) bool { return slices.Contains(only, n) }) {
 			continue
