@@ -12,6 +12,7 @@ func (a *app) agentCommand() *cobra.Command {
 	var cfg relay.Config
 	var files bootstrap.TLS
 	var keyFile, manifestFile, level, format string
+	var home homeFlags
 	cmd := &cobra.Command{
 		Use:   "agent",
 		Short: "Run a small relay beside one Envoy, so that it outlives the control plane",
@@ -37,6 +38,7 @@ should have the same --node-id.`,
 	fl.StringVar(&keyFile, "cache-key-file", "", "file of a key that encrypts what is in --data-dir (or the key itself in MUSTER_CACHE_KEY)")
 	fl.StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	fl.StringVar(&format, "log-format", "text", "text or json")
+	home.register(fl)
 	a.groupFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		t, err := a.target()
@@ -66,6 +68,9 @@ should have the same --node-id.`,
 			return err
 		}
 		if cfg.CacheKey, err = a.cacheKey(keyFile); err != nil {
+			return err
+		}
+		if cfg.SecondHome, err = a.secondHome(home, cfg.ManifestKeys, false, a.insecure); err != nil {
 			return err
 		}
 		return a.runRelay(cmd, cfg, "Agent %s on %s, below %s. Ctrl-C stops it.")

@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"flag"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -28,7 +29,13 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 //	input FILE              the next command reads FILE from stdin
 //	fleet SCENE             what data planes are connected (see fakeFleet)
 //	server OPTION           how the server behaves (see fakeServer)
+//	bucket DIR              an S3 server whose bucket holds testdata/DIR; $S3 is its URL
+//	damage NAME             the object of that bucket gets another byte in its middle
 func TestScripts(t *testing.T) {
+	testdata, err := filepath.Abs("testdata")
+	if err != nil {
+		t.Fatal(err)
+	}
 	testscript.Run(t, testscript.Params{
 		Dir:                "testdata/script",
 		UpdateScripts:      *update,
@@ -73,6 +80,16 @@ func TestScripts(t *testing.T) {
 			},
 			"server": func(ts *testscript.TestScript, _ bool, args []string) {
 				ts.Check(sceneOf(ts).server.option(args[0]))
+			},
+			"bucket": func(ts *testscript.TestScript, _ bool, args []string) {
+				s3, err := fakeS3()
+				ts.Check(err)
+				ts.Defer(s3.Close)
+				ts.Check(fillFakeS3(context.Background(), s3.URL, filepath.Join(testdata, args[0])))
+				ts.Setenv("S3", s3.URL)
+			},
+			"damage": func(ts *testscript.TestScript, _ bool, args []string) {
+				ts.Check(damageFakeS3(context.Background(), ts.Getenv("S3"), args[0]))
 			},
 		},
 	})

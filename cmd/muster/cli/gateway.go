@@ -14,7 +14,8 @@ import (
 func (a *app) gatewayCommand() *cobra.Command {
 	var cfg gateway.Config
 	var files bootstrap.TLS
-	var keyFile, level, format string
+	var keyFile, manifestFile, level, format string
+	var home homeFlags
 	cmd := &cobra.Command{
 		Use:   "gateway",
 		Short: "Run the embedded gateway as a data plane of a group",
@@ -39,6 +40,9 @@ good configuration when no server answers.`,
 	fl.StringVar(&files.KeyFile, "xds-key-file", "", "PEM file of the data plane's key")
 	fl.StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	fl.StringVar(&format, "log-format", "text", "text or json")
+	home.register(fl)
+	fl.StringVar(&manifestFile, "second-home-manifest-key-file", "", "PEM file of the public keys of which one must have signed what is read from the second home")
+	fl.BoolVar(&cfg.KeepInSecondHome, "second-home-write", false, "write what is in service to the second home: this is a backup gateway")
 	a.groupFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		t, err := a.target()
@@ -46,6 +50,9 @@ good configuration when no server answers.`,
 			return err
 		}
 		cfg.Group, cfg.Version = t.group, readBuildVersion().Version
+		if cfg.CacheDir != "" {
+			cfg.CacheDir = a.env.path(cfg.CacheDir)
+		}
 		if cfg.NodeID == "" {
 			if cfg.NodeID, err = defaultNodeID("gateway", 0); err != nil {
 				return err
@@ -59,6 +66,16 @@ good configuration when no server answers.`,
 		}
 		if cfg.CacheKey, err = a.cacheKey(keyFile); err != nil {
 			return err
+		}
+		keys, err := a.manifestKeys(manifestFile)
+		if err != nil {
+			return err
+		}
+		if cfg.SecondHome, err = a.secondHome(home, keys, cfg.KeepInSecondHome, a.insecure); err != nil {
+			return err
+		}
+		if cfg.KeepInSecondHome && cfg.SecondHome == nil {
+			return usagef("--second-home-write needs --second-home")
 		}
 		g, err := gateway.New(cfg)
 		if err != nil {

@@ -17,7 +17,7 @@ import (
 
 // relaySettings lists what `muster relay` understands.
 func relaySettings() []setting {
-	return []setting{
+	return append([]setting{
 		{key: "relay_id", help: "the relay's stable name (default relay-HOSTNAME)"},
 		{key: "upstream", help: "host:port of the xDS ports of servers or relays to follow, separated by commas (required)"},
 		{key: "groups", help: "groups to carry, by id or name, separated by commas (default: all that selector selects)"},
@@ -39,7 +39,7 @@ func relaySettings() []setting {
 		{key: "shutdown_grace", help: "how long a stop waits for data planes to leave", fallback: "5s", kind: durationSetting},
 		{key: "log_level", help: "debug, info, warn or error", fallback: "info"},
 		{key: "log_format", help: "text or json", fallback: "text"},
-	}
+	}, homeSettings()...)
 }
 
 func (a *app) relayCommand() *cobra.Command {
@@ -105,7 +105,11 @@ func (a *app) relayConfig(v settingValues) (relay.Config, error) {
 	if cfg.ManifestKeys, err = a.manifestKeys(v["manifest_key_file"]); err != nil {
 		return cfg, err
 	}
-	cfg.CacheKey, err = a.cacheKey(v["cache_key_file"])
+	if cfg.CacheKey, err = a.cacheKey(v["cache_key_file"]); err != nil {
+		return cfg, err
+	}
+	cfg.SecondHome, err = a.secondHome(homeOf(v), cfg.ManifestKeys, true, cfg.Insecure || a.insecure)
+	cfg.KeepInSecondHome = cfg.SecondHome != nil
 	return cfg, err
 }
 
@@ -177,12 +181,16 @@ const cacheKeyEnv = "MUSTER_CACHE_KEY"
 
 // cacheKey reads the key that encrypts what is kept on disk, from a file or the
 // environment; nil when there is none.
-func (a *app) cacheKey(file string) ([]byte, error) {
-	key := a.env.getenv(cacheKeyEnv)
+func (a *app) cacheKey(file string) ([]byte, error) { return a.keyOf(file, cacheKeyEnv, "the cache") }
+
+// keyOf reads the key of something from a file or the environment; nil when there
+// is none.
+func (a *app) keyOf(file, env, what string) ([]byte, error) {
+	key := a.env.getenv(env)
 	if file != "" {
 		text, err := os.ReadFile(a.env.path(file))
 		if err != nil {
-			return nil, fmt.Errorf("read the key of the cache: %w", err)
+			return nil, fmt.Errorf("read the key of %s: %w", what, err)
 		}
 		key = strings.TrimSpace(string(text))
 		if key == "" {
@@ -190,7 +198,7 @@ func (a *app) cacheKey(file string) ([]byte, error) {
 		}
 	}
 	if key != "" && len(key) < 16 {
-		return nil, usagef("the key of the cache is shorter than 16 bytes")
+		return nil, usagef("the key of %s is shorter than 16 bytes", what)
 	}
 	return []byte(key), nil
 }

@@ -84,7 +84,7 @@ Start here:  muster dev`,
 	add("run", a.devCommand(), a.serverCommand(), a.relayCommand(), a.agentCommand(), a.gatewayCommand(), a.configCommand())
 	add("config", a.groupCommand(), a.applyCommand(), a.syncCommand(), a.diffCommand(), a.getCommand(), a.dumpCommand(), a.deleteCommand(), a.historyCommand(), a.rollbackCommand())
 	add("fleet", a.dpCommand(), a.waitCommand(), a.bootstrapCommand())
-	add("cluster", a.clusterCommand(), a.snapshotCommand())
+	add("cluster", a.clusterCommand(), a.snapshotCommand(), a.secondHomeCommand())
 	add("local", a.lintCommand(), a.contextCommand(), a.versionCommand())
 	root.SetHelpCommandGroupID("local")
 	root.SetCompletionCommandGroupID("local")
