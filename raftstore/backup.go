@@ -189,8 +189,12 @@ func (s *Store) restore(ctx context.Context, st *state.State) (SnapshotInfo, err
 		return SnapshotInfo{}, err
 	}
 	defer file.Close()
+	plain, err := s.staged(file)
+	if err != nil {
+		return SnapshotInfo{}, err
+	}
 	meta := &raft.SnapshotMeta{Version: raft.SnapshotVersionMax, Index: index, Size: size}
-	if err := s.raft.Restore(meta, file, restoreTimeout); err != nil {
+	if err := s.raft.Restore(meta, plain, restoreTimeout); err != nil {
 		if errors.Is(err, raft.ErrNotLeader) {
 			return SnapshotInfo{}, &NotLeaderError{}
 		}
@@ -203,22 +207,15 @@ func (s *Store) restore(ctx context.Context, st *state.State) (SnapshotInfo, err
 // restoreTimeout bounds a restore in raft, which takes no context.
 const restoreTimeout = 30 * time.Second
 
-// stage writes a state to an unnamed file that raft can read it from.
+// stage writes a state to an unnamed file that raft can read it from, and returns
+// its size in bytes, encryption left out.
 func (s *Store) stage(st *state.State) (*os.File, int64, error) {
 	file, err := os.CreateTemp(s.cfg.DataDir, "restore-*")
 	if err != nil {
 		return nil, 0, fmt.Errorf("stage snapshot: %w", err)
 	}
 	_ = os.Remove(file.Name())
-	w := bufio.NewWriterSize(file, 64<<10)
-	err = writeSnapshot(w, st)
-	if err == nil {
-		err = w.Flush()
-	}
-	var size int64
-	if err == nil {
-		size, err = file.Seek(0, io.SeekEnd)
-	}
+	size, err := s.stageInto(file, st)
 	if err == nil {
 		_, err = file.Seek(0, io.SeekStart)
 	}
@@ -227,6 +224,35 @@ func (s *Store) stage(st *state.State) (*os.File, int64, error) {
 		return nil, 0, fmt.Errorf("stage snapshot: %w", err)
 	}
 	return file, size, nil
+}
+
+func (s *Store) stageInto(file io.Writer, st *state.State) (int64, error) {
+	var secret io.WriteCloser
+	if s.cfg.AtRest != nil {
+		var err error
+		if secret, err = s.cfg.AtRest.Encrypt(file); err != nil {
+			return 0, err
+		}
+		file = secret
+	}
+	counted := &countingWriter{w: file}
+	w := bufio.NewWriterSize(counted, 64<<10)
+	err := writeSnapshot(w, st)
+	if err == nil {
+		err = w.Flush()
+	}
+	if err == nil && secret != nil {
+		err = secret.Close()
+	}
+	return counted.n, err
+}
+
+// staged reads what stage wrote.
+func (s *Store) staged(file io.Reader) (io.Reader, error) {
+	if s.cfg.AtRest == nil {
+		return file, nil
+	}
+	return s.cfg.AtRest.Decrypt(file)
 }
 
 // lockGate waits for the proposals under way, new ones being turned away. It

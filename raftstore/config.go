@@ -7,6 +7,8 @@ import (
 	"net"
 	"os"
 	"time"
+
+	"github.com/musterhq/muster/raftstore/atrest"
 )
 
 // Config configures a Store. The zero values of everything but DataDir stand
@@ -35,6 +37,11 @@ type Config struct {
 	TLS TLSFiles
 	// Insecure lets servers talk in plaintext. RaftAddr must be a loopback address.
 	Insecure bool
+
+	// AtRest encrypts the log and the snapshots on this server's disk; the other
+	// servers may have other keys, or none. What lies there in clear stays readable,
+	// and what is encrypted stays so: a data directory cannot go back. Default: in clear.
+	AtRest *atrest.Keys
 
 	// Logger gets what raft and the store have to say. Default: slog.Default.
 	Logger *slog.Logger

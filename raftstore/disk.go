@@ -19,6 +19,7 @@ import (
 	"go.etcd.io/bbolt"
 	bbolterrors "go.etcd.io/bbolt/errors"
 
+	"github.com/musterhq/muster/raftstore/atrest"
 	"github.com/musterhq/muster/raftstore/failpoint"
 )
 
@@ -44,6 +45,8 @@ type logStore struct {
 	// fatal is called when what is read back is not what was written, and when a
 	// write failed.
 	fatal func(error)
+	// sealer encrypts the entries of commands; nil keeps them in clear.
+	sealer *atrest.Sealer
 }
 
 type write struct {
@@ -175,7 +178,7 @@ func (l *logStore) verify(from uint64) (err error) {
 		if err := l.BoltStore.GetLog(i, &entry); err != nil {
 			return &CorruptError{l.path, fmt.Sprintf("log entry %d of %d to %d: %v", i, first, last, err)}
 		}
-		if err := checkLog(i, &entry); err != nil {
+		if err := l.reveal(i, &entry); err != nil {
 			return &CorruptError{l.path, err.Error()}
 		}
 	}
@@ -212,7 +215,7 @@ func (l *logStore) GetLog(index uint64, entry *raft.Log) error {
 	if err := l.BoltStore.GetLog(index, entry); err != nil {
 		return err
 	}
-	if err := checkLog(index, entry); err != nil {
+	if err := l.reveal(index, entry); err != nil {
 		corrupt := &CorruptError{l.path, err.Error()}
 		l.fatal(corrupt)
 		return corrupt
@@ -232,9 +235,10 @@ func (l *logStore) StoreLogs(entries []*raft.Log) error {
 	for _, entry := range entries {
 		stampLog(entry)
 	}
+	kept := l.conceal(entries)
 	return l.write("storing log entries", func() error {
 		failpoint.Hit("store")
-		err := l.BoltStore.StoreLogs(entries)
+		err := l.BoltStore.StoreLogs(kept)
 		failpoint.Hit("stored")
 		return err
 	})

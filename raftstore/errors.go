@@ -78,6 +78,19 @@ func (e *CorruptError) Error() string {
 
 func (e *CorruptError) Unwrap() error { return ErrCorrupt }
 
+// LockedError says that data on disk is encrypted and cannot be read with the keys
+// that were given.
+type LockedError struct {
+	Path   string
+	Reason error
+}
+
+func (e *LockedError) Error() string {
+	return fmt.Sprintf("%s cannot be read: %s (give the key file that it was written with; a new key goes before the old ones in it)", e.Path, e.Reason)
+}
+
+func (e *LockedError) Unwrap() error { return e.Reason }
+
 // DiskStalledError says that a write has been in flight for too long.
 type DiskStalledError struct {
 	Op  string

@@ -15,6 +15,8 @@ import (
 	"strings"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/musterhq/muster/raftstore/atrest"
 )
 
 // Raft checks a snapshot's state but not the file beside it that names the
@@ -24,10 +26,12 @@ import (
 // sealFile holds the SHA-256 of a snapshot's meta.json.
 const sealFile = "meta.sha256"
 
-// snapshotStore is raft's store of snapshots with a seal on what raft does not check.
+// snapshotStore is raft's store of snapshots with a seal on what raft does not
+// check, and, with keys, encrypted.
 type snapshotStore struct {
 	*raft.FileSnapshotStore
-	dir string
+	dir  string
+	keys *atrest.Keys
 }
 
 var _ raft.SnapshotStore = (*snapshotStore)(nil)
@@ -38,7 +42,15 @@ func (s *snapshotStore) Create(version raft.SnapshotVersion, index, term uint64,
 	if err != nil {
 		return nil, err
 	}
-	return &sealedSink{SnapshotSink: sink, dir: s.dir}, nil
+	sealed := &sealedSink{SnapshotSink: sink, dir: s.dir, w: sink}
+	if s.keys != nil {
+		secret, err := s.keys.Encrypt(sink)
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("encrypt snapshot: %w", err), sink.Cancel())
+		}
+		sealed.w, sealed.secret = secret, secret
+	}
+	return sealed, nil
 }
 
 // Open opens a snapshot whose seal holds. One without a seal, of a server that
@@ -47,7 +59,11 @@ func (s *snapshotStore) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, erro
 	if err := s.checkSeal(id); err != nil {
 		return nil, nil, err
 	}
-	return s.FileSnapshotStore.Open(id)
+	meta, r, err := s.FileSnapshotStore.Open(id)
+	if err != nil {
+		return nil, nil, err
+	}
+	return s.reveal(meta, r)
 }
 
 func (s *snapshotStore) checkSeal(id string) error {
@@ -116,8 +132,12 @@ func less(a, b [3]uint64) bool {
 type sealedSink struct {
 	raft.SnapshotSink
 	dir    string
+	w      io.Writer
+	secret io.Closer // completes what is encrypted; nil in clear
 	closed bool
 }
+
+func (s *sealedSink) Write(p []byte) (int, error) { return s.w.Write(p) }
 
 // Close completes the snapshot, and seals it.
 func (s *sealedSink) Close() error {
@@ -125,6 +145,11 @@ func (s *sealedSink) Close() error {
 		return nil // raft closes what Persist has closed
 	}
 	s.closed = true
+	if s.secret != nil {
+		if err := s.secret.Close(); err != nil {
+			return errors.Join(fmt.Errorf("encrypt snapshot: %w", err), s.SnapshotSink.Cancel())
+		}
+	}
 	if err := s.SnapshotSink.Close(); err != nil {
 		return err
 	}
@@ -145,6 +170,9 @@ func (s *sealedSink) Cancel() error {
 	return s.SnapshotSink.Cancel()
 }
 
+// stampSize is the size of an entry's checksum in bytes.
+const stampSize = 4
+
 // stampLog gives an entry that has none a checksum, which goes with it to the
 // other servers. Raft keeps Extensions for its users.
 func stampLog(entry *raft.Log) {
@@ -155,7 +183,7 @@ func stampLog(entry *raft.Log) {
 
 // checkStamp checks an entry that has a checksum.
 func checkStamp(entry *raft.Log) error {
-	if len(entry.Extensions) == 4 && binary.BigEndian.Uint32(entry.Extensions) != logSum(entry) {
+	if len(entry.Extensions) == stampSize && binary.BigEndian.Uint32(entry.Extensions) != logSum(entry) {
 		return errors.New("it is not what was written")
 	}
 	return nil

@@ -94,6 +94,9 @@ func Open(cfg Config) (_ *Store, err error) {
 			s.closeFiles()
 		}
 	}()
+	if s.log.sealer, err = openSealer(cfg.DataDir, cfg.AtRest); err != nil {
+		return nil, err
+	}
 	free := cfg.disk.free
 	if free == nil {
 		free = freeBytes
@@ -110,7 +113,7 @@ func Open(cfg Config) (_ *Store, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("open snapshots: %w", err)
 	}
-	s.snaps = &snapshotStore{files, filepath.Join(cfg.DataDir, "snapshots")}
+	s.snaps = &snapshotStore{files, filepath.Join(cfg.DataDir, "snapshots"), cfg.AtRest}
 	// Raft makes what is in it readable to all, and DataDir may not be of our
 	// making.
 	if err := os.Chmod(filepath.Join(cfg.DataDir, "snapshots"), 0o700); err != nil {
@@ -146,6 +149,10 @@ func (s *Store) checkData() error {
 	from := uint64(0)
 	if len(metas) > 0 {
 		st, err := s.readStored(metas[0].ID)
+		var locked *LockedError
+		if errors.As(err, &locked) {
+			return err
+		}
 		if err != nil {
 			return &CorruptError{filepath.Join(s.cfg.DataDir, "snapshots", metas[0].ID), err.Error()}
 		}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/musterhq/muster/raftstore"
+	"github.com/musterhq/muster/raftstore/atrest"
 	"github.com/musterhq/muster/server/auth"
 	"github.com/musterhq/muster/server/xds"
 )
@@ -80,6 +81,9 @@ type Config struct {
 	// ManifestKey, when set, signs what each revision consists of, so that relays can
 	// tell that nothing on the way changed it. All servers of a cluster need the same.
 	ManifestKey ed25519.PrivateKey
+	// AtRest encrypts the log and the snapshots on this server's disk; nil leaves
+	// them in clear. See raftstore.Config.
+	AtRest *atrest.Keys
 	// Insecure allows plaintext, on loopback addresses.
 	Insecure bool
 

@@ -163,6 +163,7 @@ func (s *Server) openStore() (err error) {
 			return peerMessages{s.present, s.admin.Write}.handle(ctx, message)
 		},
 		TLS:      s.cfg.RaftTLS,
+		AtRest:   s.cfg.AtRest,
 		Insecure: s.cfg.Insecure,
 		Logger:   s.cfg.Logger,
 		Fatal:    s.cfg.Fatal,

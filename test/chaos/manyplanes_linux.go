@@ -202,6 +202,7 @@ func proofs() []fault {
 		{row: "proof", name: "acknowledged writes taken back", run: proveLoss},
 		{row: "proof", name: "a data plane sent back", run: proveBackwards},
 		{row: "proof", name: "a server ends by itself", run: proveCrash},
+		{row: "proof", name: "a secret in clear on a disk", run: proveLeak},
 	}
 }
 
@@ -232,4 +233,9 @@ func proveCrash(ctx context.Context, w *world, _ *rand.Rand) error {
 	}
 	sleep(ctx, 500*time.Millisecond)
 	return nil
+}
+
+// proveLeak leaves a secret where a server keeps its data.
+func proveLeak(_ context.Context, w *world, _ *rand.Rand) error {
+	return os.WriteFile(filepath.Join(w.members()[1].backingDir(), "leak"), []byte("a "+canary), 0o600)
 }

@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/musterhq/muster/raftstore/atrest"
 	"github.com/musterhq/muster/server/auth"
 	"github.com/musterhq/muster/test/chaos/faultfs"
 	"github.com/musterhq/muster/test/chaos/netlab"
@@ -69,7 +70,11 @@ func (l *lab) newNode(id string, h *host, boot bool, join string) (*node, error)
 	if err != nil {
 		return nil, err
 	}
-	for name, data := range map[string]string{"cert.pem": leaf.CertPEM, "key.pem": leaf.KeyPEM, "ca.pem": l.ca.CertPEM} {
+	atRest, err := atrest.Generate()
+	if err != nil {
+		return nil, err
+	}
+	for name, data := range map[string]string{"cert.pem": leaf.CertPEM, "key.pem": leaf.KeyPEM, "ca.pem": l.ca.CertPEM, "at-rest.key": string(atRest)} {
 		if err := os.WriteFile(filepath.Join(n.dir, name), []byte(data), 0o600); err != nil {
 			return nil, err
 		}
@@ -95,7 +100,7 @@ func (l *lab) start(n *node) error {
 		"server", "--server-id", n.id, "--data-dir", n.dataDir(),
 		"--admin-addr", n.host.addr(adminPort), "--xds-addr", n.host.addr(xdsPort), "--raft-addr", n.host.addr(raftPort),
 		"--ops-addr", "127.0.0.1:9100",
-		"--api-keys-file", file("keys.json"), "--trust-domain", trustDomain,
+		"--api-keys-file", file("keys.json"), "--trust-domain", trustDomain, "--at-rest-key-file", file("at-rest.key"),
 		"--admin-tls-cert-file", file("cert.pem"), "--admin-tls-key-file", file("key.pem"),
 		"--xds-tls-cert-file", file("cert.pem"), "--xds-tls-key-file", file("key.pem"), "--xds-tls-client-ca-file", file("ca.pem"),
 		"--raft-tls-cert-file", file("cert.pem"), "--raft-tls-key-file", file("key.pem"), "--raft-tls-ca-file", file("ca.pem"),

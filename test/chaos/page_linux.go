@@ -116,8 +116,9 @@ const howItIsDone = `
   failed one there; the states of all servers have one checksum; every data plane is at the head,
   never went back in (epoch, revision), never held a mixture of revisions, nor anything of the
   other group; one revision has one content everywhere; no server ended by itself without
-  reason; no secret is in a log. ` + "`-prove`" + ` takes writes back, moves a data plane back and ends a
-  server behind the oracle's back, and fails unless the oracle notices.
+  reason; no secret is in a log, a metric, or on a server's disk (the servers have keys for that).
+  ` + "`-prove`" + ` takes writes back, moves a data plane back, ends a server and leaves a secret on a disk
+  behind the oracle's back, and fails unless the oracle notices.
 
 ## What it has found
 
@@ -137,7 +138,7 @@ nothing but write to bolt on the same disk did not show it, nor did the runs abo
 
 ## What it does not show
 
-- Secrets are in clear in the log, snapshots and backups; only logs of the processes are searched.
+- A backup holds secrets in clear, for those who may take one to encrypt.
 - Packets are not reordered, and names of files survive a power loss, which a real disk may not
   grant. The disks' backing is memory: no fsync is ever slow by itself.
 - Hundreds of data planes, not thousands, in row 15. No soak of 24 hours.

@@ -1,12 +1,14 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math/rand/v2"
 	"net/http"
 	"os"
@@ -416,7 +418,8 @@ func (w *world) backup(ctx context.Context, n *node) ([]byte, *musterv1.Snapshot
 	return data, info, nil
 }
 
-// leaked looks for the secret where none belongs: in logs and metrics.
+// leaked looks for the secret where none belongs: in logs, metrics, and on the
+// servers' disks.
 func (w *world) leaked(ctx context.Context) (string, error) {
 	for _, n := range w.members() {
 		page, err := w.metrics(ctx, n)
@@ -440,7 +443,33 @@ func (w *world) leaked(ctx context.Context) (string, error) {
 			return "I8: the log of " + filepath.Base(path) + " holds a secret", nil
 		}
 	}
-	return "", nil
+	return w.leakedToDisk()
+}
+
+// leakedToDisk looks at what lies below the mounts, so that no fault is in the way.
+func (w *world) leakedToDisk() (leak string, err error) {
+	for _, n := range w.members() {
+		err = filepath.WalkDir(n.backingDir(), func(path string, d fs.DirEntry, err error) error {
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil // snapshots come and go
+			}
+			if err != nil || d.IsDir() {
+				return err
+			}
+			data, err := os.ReadFile(path)
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil
+			}
+			if bytes.Contains(data, []byte(canary)) {
+				leak = "I8: " + path + " holds a secret"
+			}
+			return err
+		})
+		if err != nil {
+			return "", err
+		}
+	}
+	return leak, nil
 }
 
 // metrics returns a server's metrics.

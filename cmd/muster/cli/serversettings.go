@@ -11,6 +11,7 @@ import (
 
 	"github.com/musterhq/muster/manifest"
 	"github.com/musterhq/muster/raftstore"
+	"github.com/musterhq/muster/raftstore/atrest"
 	"github.com/musterhq/muster/server"
 	"github.com/musterhq/muster/server/auth"
 	"github.com/musterhq/muster/server/xds"
@@ -51,6 +52,7 @@ func serverSettings() []setting {
 		{key: "raft_tls_ca_file", help: "PEM CAs that the other servers' certificates must chain to"},
 		{key: "trust_domain", help: "SPIFFE trust domain of data planes' certificates"},
 		{key: "manifest_key_file", help: "PEM file of the Ed25519 key that signs each revision for relays, the same on all servers; empty signs nothing"},
+		{key: "at_rest_key_file", help: "age identities, mode 0600, that encrypt the log and the snapshots on disk: the first encrypts, all decrypt; empty leaves them in clear"},
 		{key: "insecure", help: "allow plaintext, on loopback addresses", fallback: "false", kind: boolSetting},
 
 		duration("promote_after", store.Autopilot.Stabilize, "how long a joined server must keep up before it gets a vote"),
@@ -135,8 +137,15 @@ func (a *app) serverConfig(v settingValues) (server.Config, error) {
 	if err != nil {
 		return server.Config{}, err
 	}
+	var atRest *atrest.Keys
+	if file := a.file(v, "at_rest_key_file"); file != "" {
+		if atRest, err = atrest.Load(file); err != nil {
+			return server.Config{}, &usageError{err: fmt.Errorf("at_rest_key_file: %w", err), try: "age-keygen -o KEYFILE"}
+		}
+	}
 	return server.Config{
 		ManifestKey:   manifestKey,
+		AtRest:        atRest,
 		ServerID:      v["server_id"],
 		DataDir:       dir,
 		Version:       readBuildVersion().Version,

@@ -60,7 +60,7 @@ func TestEverySettingReachesTheServer(t *testing.T) {
 			values[s.key] = strings.Repeat("2", 1+i%5)
 		case s.kind == boolSetting:
 			values[s.key] = "true"
-		case s.key != "api_keys_file" && s.key != "manifest_key_file": // these are read here
+		case s.key != "api_keys_file" && s.key != "manifest_key_file" && s.key != "at_rest_key_file": // these are read here
 			values[s.key] = "/is/" + s.key
 		}
 	}
