@@ -246,4 +246,3 @@ func keep(t *testing.T, url, from, dir string) {
 	write("manifest.pub", pub, err)
 	fmt.Println("kept", len(all), "objects in", dir)
 }
-
