@@ -93,8 +93,9 @@ var mayImport = map[string][]string{
 		"server/compile", "server/snapshot", "server/xds", "server/fleet", "server/auth", "server/downstream",
 		"dataplane", "manifest", "resource", "proto",
 	},
-	"cmd":  {"relay", "server", "dataplane", "raftstore", "manifest", "resource", "proto"},
-	"test": {"cmd", "relay", "server", "dataplane", "raftstore", "manifest", "resource", "proto"},
+	"examples": {"dataplane", "proto"},
+	"cmd":      {"relay", "server", "dataplane", "raftstore", "manifest", "resource", "proto"},
+	"test":     {"cmd", "relay", "server", "dataplane", "raftstore", "manifest", "resource", "proto"},
 }
 
 func ruleFor(room string) (string, []string, bool) {

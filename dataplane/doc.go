@@ -39,4 +39,15 @@
 //   - An update is acknowledged after the handler has accepted it and after it
 //     is on disk.
 //   - On the way back to a server only what changed is fetched.
+//
+// # Without a control plane
+//
+// With Config.CacheDir what is in service is kept on disk: written atomically, with
+// checksums and mode 0600, encrypted with Config.CacheKey. The next start serves it
+// at once; what is damaged, of another group or of an older epoch is refused with a
+// log line, and the one before is used. With Config.SecondHome a data plane that has
+// no such file, or an older one, looks into a bucket when no server answers; see
+// [SecondHome] and package dataplane/bucket.
+//
+// examples/dataplane is a whole gateway in one file.
 package dataplane
