@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"runtime/pprof"
 	"slices"
 	"strings"
 	"sync"
@@ -32,7 +33,7 @@ func commitArms() []commitArm {
 		{"bare raft", startBareRaft},
 		{"muster store", startMusterStore},
 		{"muster API", func(ctx context.Context, dir string) (committer, error) { return startMusterAPI(ctx, dir, false) }},
-		{"muster API, one group", func(ctx context.Context, dir string) (committer, error) { return startMusterAPI(ctx, dir, true) }},
+		{"muster API one group", func(ctx context.Context, dir string) (committer, error) { return startMusterAPI(ctx, dir, true) }},
 		{"etcd", startEtcd},
 	}
 }
@@ -52,6 +53,7 @@ func commitCommand(ctx context.Context, args []string) error {
 	each := fs.Duration("for", 2*time.Second, "how long one sample takes")
 	many := fs.Int("writers", 128, "writers of the second half")
 	only := fs.String("arms", "", "run these arms only, separated by commas")
+	profile := fs.String("cpuprofile", "", "write a profile of this process to a file: all arms but etcd run in it")
 	if err := fs.Parse(args); err != nil {
 		return err
 	}
@@ -80,6 +82,17 @@ func commitCommand(ctx context.Context, args []string) error {
 			return fmt.Errorf("%s: %w", arm.name, err)
 		}
 		arms, running = append(arms, arm), append(running, c)
+	}
+	if *profile != "" {
+		f, err := os.Create(*profile)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		if err := pprof.StartCPUProfile(f); err != nil {
+			return err
+		}
+		defer pprof.StopCPUProfile()
 	}
 	for _, writers := range []int{1, *many} {
 		samples := make([][]sample, len(arms))

@@ -41,6 +41,10 @@ func (r *running) close() {
 	r.wg.Wait()
 }
 
+// heartbeat is hashicorp/raft's default, which the bare arm has: on a busy machine
+// muster's shorter one ends in elections, which this does not measure.
+const heartbeat = time.Second
+
 func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
 
 // musterStore is raftstore alone: log codec, batches, state machine.
@@ -57,6 +61,7 @@ func startMusterStore(ctx context.Context, dir string) (committer, error) {
 		conf := raftstore.Config{
 			DataDir: filepath.Join(dir, fmt.Sprint(i)), ServerID: fmt.Sprintf("n%d", i), RaftAddr: "127.0.0.1:0", Insecure: true,
 			Bootstrap: i == 0, Logger: quiet(), Autopilot: raftstore.Autopilot{Stabilize: 200 * time.Millisecond},
+			HeartbeatTimeout: heartbeat, ElectionTimeout: heartbeat,
 		}
 		if i > 0 {
 			st, err := c.leader.Status()
@@ -129,6 +134,7 @@ func startMusterAPI(ctx context.Context, dir string, shared bool) (committer, er
 			ServerID: fmt.Sprintf("n%d", i), DataDir: filepath.Join(dir, fmt.Sprint(i)), AdminAddr: "127.0.0.1:0", XDSAddr: "127.0.0.1:0",
 			RaftAddr: "127.0.0.1:0", Insecure: true, Bootstrap: i == 0, Keys: auth.NewKeys(auth.NewKey("bench", auth.RoleAdmin, benchKey)),
 			Logger: quiet(), Autopilot: raftstore.Autopilot{Stabilize: 200 * time.Millisecond},
+			HeartbeatTimeout: heartbeat, ElectionTimeout: heartbeat,
 		}
 		if i > 0 {
 			conf.Join = []string{raft}

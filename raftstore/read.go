@@ -95,9 +95,26 @@ func (b *readBatcher) take() *readBatch {
 	return batch
 }
 
+// beginReads answers reads until end is called, which waits for the last question.
+// That must be before raft stops: raft forgets a question that it has taken in and
+// not looked at by then, and whoever waits for its answer waits for ever.
+func (s *Store) beginReads(ctx context.Context) (end func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		s.serveReads(ctx)
+	}()
+	return func() {
+		cancel()
+		<-done
+		close(s.reads.stopped)
+	}
+}
+
 // serveReads asks for one batch after the other until ctx ends.
 func (s *Store) serveReads(ctx context.Context) {
-	for {
+	for ctx.Err() == nil {
 		if batch := s.reads.take(); batch != nil {
 			batch.index, batch.err = s.readIndexAsLeader()
 			close(batch.done)

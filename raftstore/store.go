@@ -80,7 +80,7 @@ func Open(cfg Config) (_ *Store, err error) {
 		failed:  make(chan error, 1),
 	}
 	s.proposals.wake = make(chan struct{}, 1)
-	s.reads = readBatcher{wake: make(chan struct{}, 1), stopped: s.stopped}
+	s.reads = readBatcher{wake: make(chan struct{}, 1), stopped: make(chan struct{})}
 	s.fsm = newFSM(cfg.Logger, s.watch.wake, s.fail)
 	if s.id, err = serverID(cfg.DataDir, cfg.ServerID); err != nil {
 		return nil, err
@@ -251,7 +251,7 @@ func (s *Store) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { s.dog.Run(children) })
 	wg.Go(func() { s.lead(children, notify) })
-	wg.Go(func() { s.serveReads(children) })
+	endReads := s.beginReads(children)
 	wg.Go(func() { s.serveProposals(children) })
 	wg.Go(func() { s.catchUp(children) })
 	if s.wire != nil {
@@ -266,6 +266,7 @@ func (s *Store) Run(ctx context.Context) error {
 	case err = <-s.failed:
 		s.logger.Error("the store cannot go on", "error", err)
 	}
+	endReads()
 	if s.wire != nil {
 		s.wire.hangUp()
 	}

@@ -329,3 +329,30 @@ func TestWhatHoldsSecretsIsReadByTheOwnerOnly(t *testing.T) {
 		}
 	}
 }
+
+// Raft never answers a question about its leadership that it is asked as it stops.
+func TestAStopIsNotHeldUpByReads(t *testing.T) {
+	for range 20 {
+		s, stop := one(t, t.TempDir())
+		mustApply(t, s, createGroup("g"))
+		var wg sync.WaitGroup
+		for range 4 {
+			wg.Go(func() {
+				for s.ReadIndex(t.Context()) == nil {
+				}
+			})
+		}
+		time.Sleep(2 * time.Millisecond)
+		stopped := make(chan struct{})
+		go func() {
+			defer close(stopped)
+			stop()
+		}()
+		select {
+		case <-stopped:
+		case <-time.After(20 * time.Second):
+			t.Fatal("the stop does not end")
+		}
+		wg.Wait()
+	}
+}
