@@ -5,9 +5,10 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
-	"runtime/pprof"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -17,6 +18,8 @@ import (
 // called concurrently, each writer waiting for its own answer.
 type committer interface {
 	commit(ctx context.Context, writer, n int) error
+	// processes are the servers that are not in this process.
+	processes() []int
 	close()
 }
 
@@ -41,85 +44,144 @@ func commitArms() []commitArm {
 // sample is what one arm did in one round.
 type sample struct {
 	rate     float64 // commits a second
-	p50, p99 time.Duration
+	p50, p99 float64 // seconds
+	cpu      float64 // seconds of CPU a commit, of all servers and the writers
 }
 
-// commitCommand is B8: all clusters run side by side on one disk, and in each
-// round every one of them is written to in turn, so that ratios hold where
-// absolute figures do not.
+// commitCommand is B8: all clusters run side by side on one disk, each in a process
+// of its own, and in each round every one of them is written to in turn, so that
+// ratios hold where absolute figures do not.
 func commitCommand(ctx context.Context, args []string) error {
 	fs := flag.NewFlagSet("commit", flag.ContinueOnError)
-	rounds := fs.Int("rounds", 7, "samples of each measurement")
-	each := fs.Duration("for", 2*time.Second, "how long one sample takes")
-	many := fs.Int("writers", 128, "writers of the second half")
+	c := commitRun{}
+	fs.IntVar(&c.rounds, "rounds", 7, "samples of each measurement")
+	fs.DurationVar(&c.each, "for", 2*time.Second, "how long one sample takes")
+	counts := fs.String("writers", "1,128", "how many write at once, separated by commas")
 	only := fs.String("arms", "", "run these arms only, separated by commas")
-	profile := fs.String("cpuprofile", "", "write a profile of this process to a file: all arms but etcd run in it")
 	if err := fs.Parse(args); err != nil {
 		return err
 	}
-	var arms []commitArm
-	var running []committer
+	for count := range strings.SplitSeq(*counts, ",") {
+		n, err := strconv.Atoi(count)
+		if err != nil || n < 1 {
+			return fmt.Errorf("-writers %s: %q is not a number of writers", *counts, count)
+		}
+		c.writers = append(c.writers, n)
+	}
+	if *only != "" {
+		c.arms = strings.Split(*only, ",")
+	}
+	return c.run(ctx, os.Stdout)
+}
+
+// commitRun is what B8 is to measure.
+type commitRun struct {
+	rounds  int
+	each    time.Duration
+	writers []int
+	arms    []string // none: all
+}
+
+// run measures and writes a table for each number of writers.
+func (c commitRun) run(ctx context.Context, w io.Writer) error {
+	var names []string
+	var running []*child
 	defer func() {
-		for _, c := range running {
-			c.close()
+		for _, p := range running {
+			p.stop()
 		}
 	}()
 	for _, arm := range commitArms() {
-		if *only != "" && !slices.Contains(strings.Split(*only, ","), arm.name) {
+		if len(c.arms) > 0 && !slices.Contains(c.arms, arm.name) {
 			continue
 		}
-		dir, err := os.MkdirTemp("", "muster-bench-commit-")
+		p, err := spawn(ctx, "commit-arm", "-arm", arm.name)
 		if err != nil {
 			return err
 		}
-		defer os.RemoveAll(dir)
-		c, err := arm.start(ctx, dir)
-		if errors.Is(err, errNotInstalled) {
-			fmt.Fprintln(os.Stderr, "bench:", err)
-			continue
+		running = append(running, p)
+		if _, err := p.call(request{Do: "start"}); err != nil {
+			if strings.Contains(err.Error(), errNotInstalled.Error()) {
+				fmt.Fprintln(os.Stderr, "bench:", err)
+				p.stop()
+				running = running[:len(running)-1]
+				continue
+			}
+			return err
 		}
-		if err != nil {
-			return fmt.Errorf("%s: %w", arm.name, err)
-		}
-		arms, running = append(arms, arm), append(running, c)
+		names = append(names, arm.name)
 	}
-	if *profile != "" {
-		f, err := os.Create(*profile)
-		if err != nil {
-			return err
-		}
-		defer f.Close()
-		if err := pprof.StartCPUProfile(f); err != nil {
-			return err
-		}
-		defer pprof.StopCPUProfile()
-	}
-	for _, writers := range []int{1, *many} {
-		samples := make([][]sample, len(arms))
-		for round := range *rounds + 1 {
-			for i, c := range running {
-				s, err := measureCommits(ctx, c, writers, *each)
+	for _, writers := range c.writers {
+		samples := make([][]sample, len(names))
+		for round := range c.rounds + 1 {
+			for i, p := range running {
+				got, err := p.call(request{Do: "commit", Writers: writers, Seconds: c.each.Seconds()})
 				if err != nil {
-					return fmt.Errorf("%s: %w", arms[i].name, err)
+					return err
 				}
 				if round > 0 { // the first warms up
-					samples[i] = append(samples[i], s)
+					samples[i] = append(samples[i], sampleOf(got))
 				}
 			}
 		}
-		printCommits(arms, samples, writers)
+		printCommits(w, names, samples, writers)
 	}
 	return nil
+}
+
+// commitArmProcess is the process of one arm, with its three servers and its
+// writers; etcd's servers are its children.
+func commitArmProcess(ctx context.Context, args []string) error {
+	fs := flag.NewFlagSet("commit-arm", flag.ContinueOnError)
+	name := fs.String("arm", "", "")
+	if err := fs.Parse(args); err != nil {
+		return err
+	}
+	all := commitArms()
+	i := slices.IndexFunc(all, func(a commitArm) bool { return a.name == *name })
+	if i < 0 {
+		return fmt.Errorf("unknown arm %q", *name)
+	}
+	dir, err := os.MkdirTemp("", "muster-bench-commit-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	var c committer
+	defer func() {
+		if c != nil {
+			c.close()
+		}
+	}()
+	if file := os.Getenv(profileEnv); file != "" {
+		stop, err := profile(fmt.Sprintf("%s.%s.%d", file, strings.ReplaceAll(*name, " ", "-"), os.Getpid()))
+		if err != nil {
+			return err
+		}
+		defer stop()
+	}
+	return answer(func(r request) (reply, error) {
+		switch r.Do {
+		case "start":
+			var err error
+			c, err = all[i].start(ctx, dir)
+			return reply{}, err
+		case "commit":
+			return measureCommits(ctx, c, r.Writers, time.Duration(r.Seconds*float64(time.Second)))
+		}
+		return reply{}, fmt.Errorf("unknown request %q", r.Do)
+	})
 }
 
 // errNotInstalled says that an arm needs a program that is not there.
 var errNotInstalled = errors.New("not installed")
 
-func measureCommits(ctx context.Context, c committer, writers int, d time.Duration) (sample, error) {
+func measureCommits(ctx context.Context, c committer, writers int, d time.Duration) (reply, error) {
 	ctx, cancel := context.WithTimeout(ctx, d+30*time.Second)
 	defer cancel()
 	took := make([][]time.Duration, writers)
 	errs := make([]error, writers)
+	cpu := armCPU(c)
 	began := time.Now()
 	var wg sync.WaitGroup
 	for w := range writers {
@@ -135,38 +197,57 @@ func measureCommits(ctx context.Context, c committer, writers int, d time.Durati
 	}
 	wg.Wait()
 	if err := errors.Join(errs...); err != nil {
-		return sample{}, err
+		return reply{}, err
 	}
 	all := slices.Concat(took...)
 	slices.Sort(all)
-	return sample{float64(len(all)) / time.Since(began).Seconds(), all[len(all)/2], all[len(all)*99/100]}, nil
+	return reply{
+		Count: int64(len(all)), Wall: time.Since(began).Seconds(), CPU: armCPU(c) - cpu,
+		P50: all[len(all)/2].Seconds(), P99: all[len(all)*99/100].Seconds(),
+	}, nil
 }
 
-// printCommits writes the medians, and each arm against the first.
-func printCommits(arms []commitArm, samples [][]sample, writers int) {
-	median := func(ss []sample, of func(sample) float64) float64 {
+func sampleOf(r reply) sample {
+	return sample{rate: float64(r.Count) / r.Wall, p50: r.P50, p99: r.P99, cpu: r.CPU / float64(r.Count)}
+}
+
+// armCPU is the CPU that an arm has used, in seconds: this process and its own.
+func armCPU(c committer) float64 {
+	all := cpuSeconds()
+	for _, pid := range c.processes() {
+		if used, err := cpuOf(pid); err == nil {
+			all += used
+		}
+	}
+	return all
+}
+
+// printCommits writes the medians, and each arm against the first: samples of one
+// round are compared with each other.
+func printCommits(w io.Writer, arms []string, samples [][]sample, writers int) {
+	of := func(ss []sample, value func(sample) float64) float64 {
 		values := make([]float64, len(ss))
 		for i, s := range ss {
-			values[i] = of(s)
+			values[i] = value(s)
 		}
-		slices.Sort(values)
-		return values[len(values)/2]
+		return median(values)
 	}
-	// Samples of one round are compared with each other.
-	against := func(i int, of func(sample) float64) float64 {
+	against := func(i int, value func(sample) float64) float64 {
 		values := make([]float64, len(samples[i]))
 		for k := range values {
-			values[k] = of(samples[i][k]) / of(samples[0][k])
+			values[k] = value(samples[i][k]) / value(samples[0][k])
 		}
-		slices.Sort(values)
-		return values[len(values)/2]
+		return median(values)
 	}
 	rate := func(s sample) float64 { return s.rate }
-	p50 := func(s sample) float64 { return float64(s.p50) }
-	p99 := func(s sample) float64 { return float64(s.p99) }
-	fmt.Printf("\nB8, 3 nodes, 1 KiB, %d writers, %d samples\n\n| arm | commits/s | ratio | p50 | ratio | p99 |\n| --- | --- | --- | --- | --- | --- |\n", writers, len(samples[0]))
+	p50 := func(s sample) float64 { return 1e3 * s.p50 }
+	p99 := func(s sample) float64 { return 1e3 * s.p99 }
+	cpu := func(s sample) float64 { return 1e6 * s.cpu }
+	fmt.Fprintf(w, "\nB8, 3 nodes, 1 KiB, %d writers, %d samples\n\n", writers, len(samples[0]))
+	fmt.Fprintln(w, "| arm | commits/s | ratio | p50 | ratio | p99 | CPU a commit | ratio |")
+	fmt.Fprintln(w, "| --- | --- | --- | --- | --- | --- | --- | --- |")
 	for i, arm := range arms {
-		fmt.Printf("| %s | %.0f | %.2f | %s | %.2f | %s |\n", arm.name, median(samples[i], rate), against(i, rate),
-			time.Duration(median(samples[i], p50)).Round(10*time.Microsecond), against(i, p50), time.Duration(median(samples[i], p99)).Round(10*time.Microsecond))
+		fmt.Fprintf(w, "| %s | %.0f | %.2f | %.2f ms | %.2f | %.1f ms | %.0f µs | %.2f |\n", arm, of(samples[i], rate), against(i, rate),
+			of(samples[i], p50), against(i, p50), of(samples[i], p99), of(samples[i], cpu), against(i, cpu))
 	}
 }

@@ -103,6 +103,14 @@ func (c *etcdCluster) commit(ctx context.Context, writer, n int) error {
 	return c.conn.Invoke(ctx, "/etcdserverpb.KV/Put", req, &answer)
 }
 
+func (c *etcdCluster) processes() []int {
+	var pids []int
+	for _, cmd := range c.cmds {
+		pids = append(pids, cmd.Process.Pid)
+	}
+	return pids
+}
+
 func (c *etcdCluster) close() {
 	if c.conn != nil {
 		_ = c.conn.Close()

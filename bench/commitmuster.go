@@ -36,6 +36,8 @@ type running struct {
 	wg     sync.WaitGroup
 }
 
+func (r *running) processes() []int { return nil }
+
 func (r *running) close() {
 	r.cancel()
 	r.wg.Wait()

@@ -75,6 +75,8 @@ func (c *bareRaft) commit(context.Context, int, int) error {
 	return c.leader.Apply(c.body, 20*time.Second).Error()
 }
 
+func (c *bareRaft) processes() []int { return nil }
+
 func (c *bareRaft) close() {
 	for i, r := range c.nodes {
 		_ = r.Shutdown().Error()

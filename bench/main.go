@@ -33,6 +33,8 @@ func run(args []string) int {
 		err = runCommand(ctx, args[1:])
 	case "commit":
 		err = commitCommand(ctx, args[1:])
+	case "commit-arm":
+		err = commitArmProcess(ctx, args[1:])
 	case "serve", "load", "memory", "core", "relay":
 		err = processCommand(ctx, args[0], args[1:])
 	default:

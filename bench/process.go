@@ -29,6 +29,7 @@ type request struct {
 	Rate    float64 `json:"rate,omitempty"`
 	Known   bool    `json:"known,omitempty"`
 	Stalled int     `json:"stalled,omitempty"`
+	Writers int     `json:"writers,omitempty"`
 }
 
 type reply struct {

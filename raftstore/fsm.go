@@ -142,7 +142,7 @@ func safely(s *state.State, cmd *musterv1.Command) (next *state.State, result st
 			err = fmt.Errorf("%w: %v\n%s", ErrPoison, p, debug.Stack())
 		}
 	}()
-	next, result = s.Apply(cmd)
+	next, result = s.Take(cmd)
 	return next, result, nil
 }
 

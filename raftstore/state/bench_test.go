@@ -34,7 +34,7 @@ func BenchmarkCommit(b *testing.B) {
 		if err := proto.Unmarshal(entries[i%1000], cmd); err != nil {
 			b.Fatal(err)
 		}
-		next, result := s.Apply(cmd)
+		next, result := s.Take(cmd)
 		if result.Err != nil {
 			b.Fatal(result.Err)
 		}

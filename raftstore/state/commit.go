@@ -30,13 +30,13 @@ type Outcome struct {
 // Preview says what a transaction would do, by the same code that Apply runs.
 // The command's group is not looked at; g is changed in no way.
 func Preview(g *Group, cmd *musterv1.CommitCommand, author string, at *timestamppb.Timestamp) (Outcome, error) {
-	tx, err := g.evaluate(cmd, author, at)
+	tx, err := g.evaluate(proto.CloneOf(cmd), author, at)
 	if err != nil {
 		return Outcome{}, err
 	}
 	return Outcome{
 		Group:   tx.commit(g, cmd, at),
-		Changes: tx.changes(),
+		Changes: tx.differ,
 		Answer:  &musterv1.CommitResponse{Revision: g.Revision(), Epoch: g.Epoch(), Changes: tx.answer(true)},
 	}, nil
 }
@@ -54,6 +54,10 @@ type transaction struct {
 	cascaded []resource.Key
 	touched  map[resource.Key]bool // true: explicit
 	problems resource.Problems
+	// order is what was touched, in key order, and differ what of it differs from the
+	// base, once finished.
+	order  []resource.Key
+	differ []Change
 }
 
 // stamp is what a transaction writes on what it changes.
@@ -63,6 +67,7 @@ type stamp struct {
 	seconds  int64
 }
 
+// evaluate takes over the resources that cmd puts.
 func (g *Group) evaluate(cmd *musterv1.CommitCommand, author string, at *timestamppb.Timestamp) (*transaction, error) {
 	if cmd.ExpectedRevision != nil && cmd.GetExpectedRevision() != g.Revision() || cmd.JudgedOn != nil && cmd.GetJudgedOn() != g.Mark() {
 		info, _ := g.RevisionInfo(g.Revision())
@@ -111,7 +116,7 @@ func (g *Group) changesBackTo(to uint64) ([]*musterv1.Change, error) {
 	var puts, deletes []*musterv1.Change
 	for _, c := range diff {
 		if c.After != nil {
-			puts = append(puts, &musterv1.Change{Action: &musterv1.Change_Put{Put: c.After.Resource}})
+			puts = append(puts, &musterv1.Change{Action: &musterv1.Change_Put{Put: proto.CloneOf(c.After.Resource)}})
 		} else {
 			deletes = append(deletes, &musterv1.Change{Action: &musterv1.Change_Delete{Delete: c.Key.Proto()}})
 		}
@@ -131,13 +136,13 @@ func (t *transaction) apply(group string, i int, c *musterv1.Change) error {
 		t.problem(resource.Key{}, fmt.Sprintf("changes[%d]", i), resource.CodeRequired, "neither put nor delete is set", "")
 		return nil
 	}
-	path := fmt.Sprintf("changes[%d].%s", i, field)
+	path := func() string { return fmt.Sprintf("changes[%d].%s", i, field) }
 	if reason := checkKey(key); reason != "" {
-		t.problem(key, path, resource.CodeInvalid, reason, "")
+		t.problem(key, path(), resource.CodeInvalid, reason, "")
 		return nil
 	}
 	if t.touched[key] {
-		t.problem(key, path, resource.CodeDuplicate, "the transaction changes "+key.String()+" twice", "one change for each resource")
+		t.problem(key, path(), resource.CodeDuplicate, "the transaction changes "+key.String()+" twice", "one change for each resource")
 		return nil
 	}
 	current := t.edit.get(key)
@@ -156,11 +161,16 @@ func (t *transaction) apply(group string, i int, c *musterv1.Change) error {
 	return nil
 }
 
-// put stores a copy that carries the times; when nothing else differs from the
-// base, the base's own entry, so that the resource counts as unchanged.
+// put stores the resource with its times; when nothing else differs from the base,
+// the base's own entry, so that the resource counts as unchanged.
 func (t *transaction) put(key resource.Key, r *musterv1.Resource) {
 	before, existed := t.base.Get(key)
-	if existed && equalContent(before.Resource, r) {
+	create, update := timesOf(r)
+	if existed && create != nil {
+		wasCreated, wasUpdated := timesOf(before.Resource)
+		*create, *update = *wasCreated, *wasUpdated
+	}
+	if existed && proto.Equal(before.Resource, r) {
 		t.edit.set(before)
 		return
 	}
@@ -168,12 +178,10 @@ func (t *transaction) put(key resource.Key, r *musterv1.Resource) {
 	if existed {
 		created = before.Created
 	}
-	r = proto.CloneOf(r)
-	if create, update := timesOf(r); create != nil {
-		*create, *update = t.stamp.seconds, t.stamp.seconds
-		if existed {
-			was, _ := timesOf(before.Resource)
-			*create = *was
+	if create != nil {
+		*update = t.stamp.seconds
+		if !existed {
+			*create = t.stamp.seconds
 		}
 	}
 	t.edit.set(&Entry{Key: key, Resource: r, Revision: t.stamp.revision, Author: t.stamp.author, Created: created})
@@ -198,7 +206,8 @@ func (t *transaction) remove(key resource.Key) {
 // without its consumer, so that no cascade ever misses one, or an upstream without
 // its client certificate.
 func (t *transaction) finish() error {
-	for _, key := range slices.SortedFunc(maps.Keys(t.touched), compareKeys) {
+	t.order = slices.SortedFunc(maps.Keys(t.touched), compareKeys)
+	for _, key := range t.order {
 		if !t.touched[key] {
 			t.cascaded = append(t.cascaded, key)
 		}
@@ -214,6 +223,11 @@ func (t *transaction) finish() error {
 		return t.problems
 	}
 	t.view = t.edit.commit()
+	for _, key := range t.order {
+		if c := t.change(key); c.Before != c.After {
+			t.differ = append(t.differ, c)
+		}
+	}
 	return nil
 }
 
@@ -271,15 +285,20 @@ func (t *transaction) change(key resource.Key) Change {
 	return Change{key, before, after}
 }
 
-// changes returns what differs from the base, in key order.
-func (t *transaction) changes() []Change {
-	var changes []Change
-	for _, key := range slices.SortedFunc(maps.Keys(t.touched), compareKeys) {
-		if c := t.change(key); c.Before != c.After {
-			changes = append(changes, c)
-		}
+// told is a change as a message. Unlike Change.Proto it need not compare: where
+// the content is the base's, put has kept the base's entry.
+func (c Change) told(bodies bool) *musterv1.ResourceChange {
+	m := &musterv1.ResourceChange{Key: c.Key.Proto(), Result: musterv1.ChangeResult_CHANGE_RESULT_UPDATED}
+	switch {
+	case c.Before == c.After:
+		m.Result = musterv1.ChangeResult_CHANGE_RESULT_UNCHANGED
+	case c.Before == nil:
+		m.Result = musterv1.ChangeResult_CHANGE_RESULT_CREATED
+	case c.After == nil:
+		m.Result = musterv1.ChangeResult_CHANGE_RESULT_DELETED
 	}
-	return changes
+	c.addBodies(m, bodies)
+	return m
 }
 
 // answer returns what each change of the command did, in the command's order,
@@ -287,11 +306,11 @@ func (t *transaction) changes() []Change {
 func (t *transaction) answer(bodies bool) []*musterv1.ResourceChange {
 	out := make([]*musterv1.ResourceChange, 0, len(t.touched))
 	for _, key := range t.explicit {
-		out = append(out, t.change(key).Proto(bodies))
+		out = append(out, t.change(key).told(bodies))
 	}
 	for _, key := range t.cascaded {
 		if c := t.change(key); c.Before != c.After {
-			out = append(out, c.Proto(bodies))
+			out = append(out, c.told(bodies))
 		}
 	}
 	return out
@@ -300,8 +319,7 @@ func (t *transaction) answer(bodies bool) []*musterv1.ResourceChange {
 // commit makes the transaction the group's next revision; g itself when
 // nothing differs.
 func (t *transaction) commit(g *Group, cmd *musterv1.CommitCommand, at *timestamppb.Timestamp) *Group {
-	changes := t.changes()
-	if len(changes) == 0 {
+	if len(t.differ) == 0 {
 		return g
 	}
 	info := &musterv1.Revision{
@@ -312,8 +330,8 @@ func (t *transaction) commit(g *Group, cmd *musterv1.CommitCommand, at *timestam
 		CommittedAt: at,
 		RollbackTo:  cmd.GetRollbackTo(),
 	}
-	for _, c := range changes {
-		info.Changes = append(info.Changes, c.Proto(true))
+	for _, c := range t.differ {
+		info.Changes = append(info.Changes, c.told(true))
 	}
 	next := &Group{meta: proto.CloneOf(g.meta), view: t.view}
 	next.meta.Revision = t.stamp.revision

@@ -48,13 +48,17 @@ func (c Change) Result() musterv1.ChangeResult {
 // Proto returns the change as a message, with the bodies or without.
 func (c Change) Proto(bodies bool) *musterv1.ResourceChange {
 	m := &musterv1.ResourceChange{Key: c.Key.Proto(), Result: c.Result()}
+	c.addBodies(m, bodies)
+	return m
+}
+
+func (c Change) addBodies(m *musterv1.ResourceChange, bodies bool) {
 	if bodies && c.Before != nil {
 		m.Before = c.Before.Resource
 	}
 	if bodies && c.After != nil {
 		m.After = c.After.Resource
 	}
-	return m
 }
 
 // Meta describes the group, revision, epoch and number of resources included.

@@ -131,6 +131,12 @@ func (g *Group) Path(key resource.Key) string {
 // Apply returns the state after a command. It is deterministic: author and
 // time come with the command.
 func (s *State) Apply(cmd *musterv1.Command) (*State, Result) {
+	return s.Take(proto.CloneOf(cmd))
+}
+
+// Take is Apply for a command that nobody else holds: what it puts becomes part of
+// the state as it is, but for the times.
+func (s *State) Take(cmd *musterv1.Command) (*State, Result) {
 	key, err := requestKey(cmd)
 	if err != nil {
 		return s, Result{Err: err}
