@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"github.com/musterhq/muster/dataplane"
 	"github.com/musterhq/muster/server/compile"
 	"github.com/musterhq/muster/server/xds"
 )
@@ -28,9 +29,10 @@ var (
 // edgeFleet are many light data planes, a hundred to a connection: each notes when
 // the newest cluster came.
 type edgeFleet struct {
-	acks atomic.Int64
-	mu   sync.Mutex
-	came []time.Time // of the change under way
+	holds int          // clusters, of a data plane that has everything
+	there atomic.Int64 // data planes that have everything
+	mu    sync.Mutex
+	came  []time.Time // of the change under way
 }
 
 func (f *edgeFleet) connect(t testing.TB, prefix, addr string, n int) {
@@ -54,17 +56,21 @@ func (f *edgeFleet) connect(t testing.TB, prefix, addr string, n int) {
 			req := &discoveryv3.DeltaDiscoveryRequest{
 				Node: &corev3.Node{Id: fmt.Sprintf("%s-%d", prefix, i), Cluster: "edge"}, TypeUrl: compile.ClusterType, ResourceNamesSubscribe: []string{"*"},
 			}
-			for stream.Send(req) == nil {
+			// A large group comes in several responses.
+			for held := 0; stream.Send(req) == nil; {
 				resp, err := stream.Recv()
 				if err != nil {
 					break
 				}
 				now := time.Now()
+				before := held
+				if held += len(resp.GetResources()); before < f.holds && held >= f.holds {
+					f.there.Add(1)
+				}
 				f.mu.Lock()
 				f.came = append(f.came, now)
 				f.mu.Unlock()
 				req = &discoveryv3.DeltaDiscoveryRequest{TypeUrl: resp.GetTypeUrl(), ResponseNonce: resp.GetNonce()}
-				f.acks.Add(1)
 			}
 			return nil
 		})
@@ -106,7 +112,7 @@ func TestWhatARelayCosts(t *testing.T) {
 	rev := uint64(*services)
 	var links []*link
 	var all []*testRelay
-	fleet, direct := &edgeFleet{}, &edgeFleet{}
+	fleet, direct := &edgeFleet{holds: *services}, &edgeFleet{holds: *services}
 	began := time.Now()
 	for i := range relays {
 		l := newLink(t, c.addr())
@@ -119,7 +125,18 @@ func TestWhatARelayCosts(t *testing.T) {
 		eventually(t, "the relay has it", func() bool { return r.Ready() == nil && r.carriers.versions()[0].GetRevision() == rev })
 	}
 	_, cold, _ := links[0].counts()
-	t.Logf("a cold start of %d services takes %d bytes of a relay, all relays within %v", *services, cold, time.Since(began).Round(time.Millisecond))
+	families, err := all[0].metrics.registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	plain := 0.0
+	for _, f := range families {
+		if f.GetName() == "muster_relay_upstream_received_bytes_total" {
+			plain = f.GetMetric()[0].GetCounter().GetValue()
+		}
+	}
+	t.Logf("a cold start of %d services, which are %d resources, takes %d bytes of a relay's link, %.0f before compression; all relays have them within %v",
+		*services, all[0].carriers.all()[0].client.State().Len(dataplane.RelayType), cold, plain, time.Since(began).Round(time.Millisecond))
 	for i, r := range all {
 		fleet.connect(t, fmt.Sprintf("e%d", i), r.addr(), *edges/relays)
 	}
@@ -128,7 +145,7 @@ func TestWhatARelayCosts(t *testing.T) {
 	probe := newLink(t, c.addr())
 	p := newPlane(t, "probe", "edge", []string{probe.addr()})
 	eventually(t, "all are there", func() bool {
-		return fleet.acks.Load() >= int64(*edges/relays*relays) && direct.acks.Load() == 1 && p.at(rev)()
+		return fleet.there.Load() == int64(*edges/relays*relays) && direct.there.Load() == 1 && p.at(rev)()
 	})
 	time.Sleep(500 * time.Millisecond)
 

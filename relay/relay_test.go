@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"context"
 	"crypto/ed25519"
 	"crypto/rand"
 	"errors"
@@ -9,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"google.golang.org/grpc"
 
 	"github.com/musterhq/muster/dataplane"
 	"github.com/musterhq/muster/manifest"
@@ -112,6 +114,35 @@ func TestTheTreeIsSeenAtTheCentre(t *testing.T) {
 			t.Errorf("a refusal below holds relay %s at %d", r.GetId(), r.GetServedRevision())
 		}
 	}
+}
+
+// waitStream takes what a wait tells.
+type waitStream struct {
+	grpc.ServerStream
+	ctx context.Context
+}
+
+func (w waitStream) Context() context.Context          { return w.ctx }
+func (w waitStream) Send(*musterv1.WaitResponse) error { return nil }
+
+func TestAWaitAtTheCentreHurriesRelaysBelowRelays(t *testing.T) {
+	c := newCentre(t)
+	c.group("edge", nil)
+	c.service("edge", "s", 80)
+	region := newRelay(t, "region", []string{c.addr()})
+	site := newRelay(t, "site", []string{region.addr()})
+	ctx, cancel := context.WithCancel(c.as())
+	many := uint32(100)
+	wait := make(chan error, 1)
+	go func() {
+		wait <- c.srv.Admin().Wait(&musterv1.WaitRequest{Group: "edge", Revision: 1, MinDataPlanes: &many}, waitStream{ctx: ctx})
+	}()
+	eventually(t, "the lower relay hurries", site.fleet.Waiting)
+	cancel()
+	if err := <-wait; err == nil {
+		t.Error("there are no hundred data planes")
+	}
+	eventually(t, "nobody waits any more", func() bool { return !site.fleet.Waiting() })
 }
 
 func TestDataPlanesMoveBetweenRelayAndServerWithoutFetching(t *testing.T) {
