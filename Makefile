@@ -96,6 +96,10 @@ grpc: $(foreach c,$(GRPC_CLIENTS),.tmp/grpc/$(c)/installed) ## Install the proxy
 bench: .tmp/envoy/$(firstword $(ENVOY_VERSIONS))/envoy ## Measure against the floor and go-control-plane, and write docs/benchmarks.md.
 	$(GO) -C bench run . run -tls both -envoy $(CURDIR)/$< -out $(CURDIR)/docs/benchmarks.md
 
+.PHONY: bench-tree
+bench-tree: ## Put 20,000 simulated data planes below ten relays, which takes 4 GB, and write it into docs/benchmarks.md.
+	$(GO) -C bench run . run -only tree -samples 5 -out $(CURDIR)/docs/benchmarks.md
+
 .PHONY: bench-commit
 bench-commit: ## Commit against bare hashicorp/raft and, where it is installed, etcd.
 	$(GO) -C bench run . commit

@@ -30,7 +30,7 @@ func TestEveryArmDeliversEveryResourceAndEveryChange(t *testing.T) {
 				defer s.grpc.Stop()
 				ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 				defer cancel()
-				f := newFleet(s.addr, streams, resources, mode.client)
+				f := newFleet("node", "envoy", s.addr, streams, resources, mode.client)
 				if err := f.connect(ctx); err != nil {
 					t.Fatal(err)
 				}

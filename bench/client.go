@@ -26,6 +26,7 @@ import (
 // fleet is a set of delta ADS streams, each on a connection of its own, that
 // acknowledge what they receive and remember a hash of every resource.
 type fleet struct {
+	id, agent string   // of the nodes: before each stream's number, the user agent
 	addrs     []string // the streams are spread over them
 	resources int
 	creds     credentials.TransportCredentials
@@ -48,8 +49,8 @@ type clientStream struct {
 	versions [][]byte // of stream 0 only
 }
 
-func newFleet(addr string, streams, resources int, clientTLS *tls.Config) *fleet {
-	f := &fleet{addrs: strings.Split(addr, ","), resources: resources, creds: insecure.NewCredentials()}
+func newFleet(id, agent, addr string, streams, resources int, clientTLS *tls.Config) *fleet {
+	f := &fleet{id: id, agent: agent, addrs: strings.Split(addr, ","), resources: resources, creds: insecure.NewCredentials()}
 	if clientTLS != nil {
 		f.creds = credentials.NewTLS(clientTLS)
 	}
@@ -98,7 +99,7 @@ func (f *fleet) open(ctx context.Context, i int) error {
 	meta, _ := structpb.NewStruct(map[string]any{"muster.group": "group"})
 	first, err := proto.Marshal(&discoveryv3.DeltaDiscoveryRequest{
 		TypeUrl: typeURL,
-		Node:    &corev3.Node{Id: fmt.Sprintf("node-%d", i), Cluster: "group", Metadata: meta, UserAgentName: "envoy"},
+		Node:    &corev3.Node{Id: fmt.Sprintf("%s-%d", f.id, i), Cluster: "group", Metadata: meta, UserAgentName: f.agent},
 	})
 	if err != nil {
 		cancel()

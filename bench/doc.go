@@ -12,6 +12,7 @@
 //	go run . run -only B1,B3    # some
 //	go run . run -smoke         # small sizes, gates on ratios, for CI
 //	go run . run -only B16 -envoy PATH
+//	go run . run -only tree     # 20,000 data planes below ten relays
 //
 // B16 runs Envoys against muster's xDS server, and the memory of a group is measured
 // in a process that holds nothing else.

@@ -200,8 +200,8 @@ func serveProcess(armName string, resources int, serverTLS *tls.Config) error {
 }
 
 // loadProcess is the client process of one arm.
-func loadProcess(ctx context.Context, addr string, streams, resources int, clientTLS *tls.Config) error {
-	f := newFleet(addr, streams, resources, clientTLS)
+func loadProcess(ctx context.Context, id, agent, addr string, streams, resources int, clientTLS *tls.Config) error {
+	f := newFleet(id, agent, addr, streams, resources, clientTLS)
 	defer f.disconnect()
 	return answer(func(r request) (reply, error) {
 		wctx, cancel := context.WithTimeout(ctx, 600*time.Second)
@@ -248,8 +248,6 @@ func loadProcess(ctx context.Context, addr string, streams, resources int, clien
 				}
 			}
 			return reply{P50: f.stale.quantile(0.5).Seconds(), Wall: f.stale.quantile(1).Seconds()}, nil
-		case "cpu":
-			return reply{CPU: cpuSeconds()}, nil
 		case "digest":
 			var d uint64
 			err := f.wait(wctx, func(*clientStream) bool { return true })
@@ -259,7 +257,7 @@ func loadProcess(ctx context.Context, addr string, streams, resources int, clien
 			return reply{Digest: d, Bytes: f.bytes.Load(), P50: f.stale.quantile(0.5).Seconds(),
 				P99: f.stale.quantile(0.99).Seconds(), Count: f.stale.count()}, err
 		}
-		return reply{}, errors.New("unknown request " + strconv.Quote(r.Do))
+		return processState(r)
 	})
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -22,12 +23,12 @@ type tree struct {
 	core   *child
 	addr   string // of the core
 	relays []*child
-	edges  *child
+	edges  []*child
 	dir    string
 }
 
 func (t *tree) stop() {
-	for _, c := range append([]*child{t.edges, t.core}, t.relays...) {
+	for _, c := range slices.Concat(t.edges, t.relays, []*child{t.core}) {
 		if c != nil {
 			c.stop()
 		}
@@ -35,10 +36,14 @@ func (t *tree) stop() {
 	_ = os.RemoveAll(t.dir)
 }
 
-// pair is the tree as oracle knows it: whatever is between, the edges must hold
+// pairs are the tree as oracle knows it: whatever is between, the edges must hold
 // what the core holds.
-func (t *tree) pair(arm string, streams int) *pair {
-	return &pair{arm: arm, server: t.core, client: t.edges, streams: streams}
+func (t *tree) pairs(arm string) []*pair {
+	var out []*pair
+	for _, e := range t.edges {
+		out = append(out, &pair{arm: arm, server: t.core, client: e})
+	}
+	return out
 }
 
 // startTree starts a core and relays below it; without relays edges hang on the core.
@@ -74,8 +79,9 @@ func (t *tree) startRelay(ctx context.Context, id, addr string) (*child, error) 
 	return spawn(ctx, "relay", "-id", id, "-upstream", t.addr, "-addr", addr, "-dir", t.dir)
 }
 
-// connect starts n edges, spread over the relays, or on the core.
-func (t *tree) connect(ctx context.Context, n, resources int) error {
+// connect starts n edges in processes of their own, spread over the relays, or on
+// the core.
+func (t *tree) connect(ctx context.Context, n, processes, resources int) error {
 	addrs := []string{t.addr}
 	if len(t.relays) > 0 {
 		addrs = nil
@@ -87,12 +93,19 @@ func (t *tree) connect(ctx context.Context, n, resources int) error {
 		}
 		addrs = append(addrs, addr.Addr)
 	}
-	var err error
-	t.edges, err = spawn(ctx, "load", "-addr", strings.Join(addrs, ","), "-streams", strconv.Itoa(n), "-resources", strconv.Itoa(resources))
-	if err == nil {
-		_, err = t.edges.call(request{Do: "connect"})
+	for i := range processes {
+		e, err := spawn(ctx, "load", "-addr", strings.Join(addrs, ","), "-id", fmt.Sprintf("edge-%d", i),
+			"-agent", "simulated", // one type is all that it asks for, of which an Envoy would be half ready
+			"-streams", strconv.Itoa(n/processes), "-resources", strconv.Itoa(resources))
+		if err != nil {
+			return err
+		}
+		t.edges = append(t.edges, e)
+		if _, err := e.call(request{Do: "connect"}); err != nil {
+			return err
+		}
 	}
-	return err
+	return nil
 }
 
 // cpu is what the processes have used: the core, all relays, the edges.
@@ -105,7 +118,10 @@ func (t *tree) cpu() (core, relays, edges float64, err error) {
 	for _, r := range t.relays {
 		relays += ask(r)
 	}
-	return ask(t.core), relays, ask(t.edges), err
+	for _, e := range t.edges {
+		edges += ask(e)
+	}
+	return ask(t.core), relays, edges, err
 }
 
 // received is what all relays have received from the core, in bytes.
@@ -120,17 +136,26 @@ func (t *tree) received() (down float64, err error) {
 	return down, nil
 }
 
-// push changes one resource and returns after how long half of the edges and all of
-// them had it, from before the commit.
+// push changes one resource and returns after how long half of the edges of the
+// median process and all of them had it, from before the commit.
 func (t *tree) push(index, edges int) (half, last float64, err error) {
-	if _, err := t.edges.call(request{Do: "reset"}); err != nil {
-		return 0, 0, err
+	for _, e := range t.edges {
+		if _, err := e.call(request{Do: "reset"}); err != nil {
+			return 0, 0, err
+		}
 	}
 	if _, err := t.core.call(request{Do: "push", Indices: []int{index}}); err != nil {
 		return 0, 0, err
 	}
-	got, err := t.edges.call(request{Do: "arrive", Acks: int64(edges)})
-	return got.P50, got.Wall, err
+	var halves []float64
+	for _, e := range t.edges {
+		got, err := e.call(request{Do: "arrive", Acks: int64(edges / len(t.edges))})
+		if err != nil {
+			return 0, 0, err
+		}
+		halves, last = append(halves, got.P50), max(last, got.Wall)
+	}
+	return median(halves), last, nil
 }
 
 // relayArm is one arm of B12: a tree and what was measured of it.
@@ -177,7 +202,7 @@ func (r *runner) hop(ctx context.Context, resources, edges int) error {
 			return err
 		}
 		defer t.stop()
-		if err := t.connect(ctx, edges, resources); err != nil {
+		if err := t.connect(ctx, edges, 1, resources); err != nil {
 			return err
 		}
 		arms[i] = &relayArm{tree: t}
@@ -212,7 +237,7 @@ func (r *runner) hop(ctx context.Context, resources, edges int) error {
 			message = append(message, relayCount*(float64(own.meter.down.Load())-messageBefore))
 		}
 	}
-	if err := oracle([]*pair{direct.pair("direct", edges), relayed.pair("relayed", edges)}); err != nil {
+	if err := oracle(slices.Concat(direct.pairs("direct"), relayed.pairs("relayed"))); err != nil {
 		return err
 	}
 	what := fmt.Sprintf("%d edges below %d relays (floor: on the server itself), %d resources, 1 changed", edges, relayCount, resources)
@@ -265,7 +290,7 @@ func (r *runner) resumeOnce(ctx context.Context, resources, edges, missed int, a
 		return out, err
 	}
 	defer t.stop()
-	if err := t.connect(ctx, edges, resources); err != nil {
+	if err := t.connect(ctx, edges, 1, resources); err != nil {
 		return out, err
 	}
 	victim := t.relays[0]
@@ -290,7 +315,7 @@ func (r *runner) resumeOnce(ctx context.Context, resources, edges, missed int, a
 
 	victim.kill()
 	began := time.Now()
-	if _, err := t.edges.call(request{Do: "disconnect", Known: true}); err != nil {
+	if _, err := t.edges[0].call(request{Do: "disconnect", Known: true}); err != nil {
 		return out, err
 	}
 	for i := range missed {
@@ -317,10 +342,10 @@ func (r *runner) resumeOnce(ctx context.Context, resources, edges, missed int, a
 	if _, err := back.call(request{Do: "addr"}); err != nil {
 		return out, err
 	}
-	if _, err := t.edges.call(request{Do: "connect"}); err != nil {
+	if _, err := t.edges[0].call(request{Do: "connect"}); err != nil {
 		return out, err
 	}
-	if err := oracle([]*pair{t.pair("resumed", edges)}); err != nil {
+	if err := oracle(t.pairs("resumed")); err != nil {
 		return out, err
 	}
 	time.Sleep(quietTime)

@@ -33,6 +33,8 @@ type core struct {
 	as    context.Context // an administrator
 	want  []uint64        // hash by resource index
 	ended chan error
+
+	revision uint64 // the newest
 }
 
 // everyAddress are limits for clients that all come from one address.
@@ -82,8 +84,37 @@ func (c *core) change(stamp time.Time, indices ...int) error {
 		}}})
 		c.want[i] = bodyHash(body)
 	}
-	_, err := c.srv.Admin().Commit(c.as, req)
+	resp, err := c.srv.Admin().Commit(c.as, req)
+	c.revision = resp.GetRevision()
 	return err
+}
+
+// wait waits until n data planes have the newest revision, as the command line does.
+func (c *core) wait(ctx context.Context, n uint32) error {
+	ctx, cancel := context.WithTimeout(auth.WithIdentity(ctx, auth.Identity{Name: "bench", Role: auth.RoleAdmin}), 5*time.Minute)
+	defer cancel()
+	w := &waitStream{ctx: ctx}
+	if err := c.srv.Admin().Wait(&musterv1.WaitRequest{Group: "group", Revision: c.revision, AckedPercent: 100, MinDataPlanes: &n}, w); err != nil {
+		return err
+	}
+	if !w.last.GetDone() {
+		return fmt.Errorf("the wait ended undone: %v", w.last)
+	}
+	return nil
+}
+
+// waitStream keeps the last that a wait told.
+type waitStream struct {
+	grpc.ServerStream
+	ctx  context.Context
+	last *musterv1.WaitResponse
+}
+
+func (w *waitStream) Context() context.Context { return w.ctx }
+
+func (w *waitStream) Send(r *musterv1.WaitResponse) error {
+	w.last = r
+	return nil
 }
 
 // coreProcess is the process of a muster server.
@@ -113,6 +144,14 @@ func coreProcess(ctx context.Context, resources int) error {
 			cpu, start := cpuSeconds(), time.Now()
 			err := c.change(start, r.Indices...)
 			return reply{Wall: time.Since(start).Seconds(), CPU: cpuSeconds() - cpu}, err
+		case "synced":
+			// From before a commit until every data plane is known to have it.
+			start := time.Now()
+			if err := c.change(start, r.Indices...); err != nil {
+				return reply{}, err
+			}
+			err := c.wait(ctx, uint32(r.Acks))
+			return reply{Wall: time.Since(start).Seconds()}, err
 		}
 		return processState(r)
 	})

@@ -81,7 +81,9 @@ func (r *report) write(w io.Writer, how string) {
 		fmt.Fprintf(w, "| %s | %s | %s | %s | %s | %s | %s |\n", x.id, x.what, cell(x.product, x.unit), cell(x.floor, x.unit),
 			cell(x.peer, x.unit), ratio(x.product, x.floor), ratio(x.peer, x.product))
 	}
-	fmt.Fprint(w, "\n| target | got | limit | held |\n| --- | --- | --- | --- |\n")
+	if len(r.gates) > 0 {
+		fmt.Fprint(w, "\n| target | got | limit | held |\n| --- | --- | --- | --- |\n")
+	}
 	for _, g := range r.gates {
 		sign, held := "≤", "yes"
 		if g.atLeast {

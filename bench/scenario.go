@@ -460,7 +460,7 @@ func (r *runner) slowReader(ctx context.Context) error {
 }
 
 // plainOnly are scenarios that are the same with TLS, or are not measured with it.
-var plainOnly = []string{"B12", "B13", "B16", "memory"}
+var plainOnly = []string{"B12", "B13", "B16", "memory", "tree"}
 
 func (r *runner) run(ctx context.Context, only []string) error {
 	var all error
@@ -477,6 +477,7 @@ func (r *runner) run(ctx context.Context, only []string) error {
 		{[]string{"B10"}, r.churn},
 		{[]string{"B12"}, r.relays},
 		{[]string{"B13"}, r.relayResume},
+		{[]string{"tree"}, r.tree},
 		{[]string{"B14"}, r.slowReader},
 		{[]string{"B16"}, r.routing},
 		{[]string{"memory"}, r.groupMemory},
@@ -484,8 +485,9 @@ func (r *runner) run(ctx context.Context, only []string) error {
 		if r.tls && slices.Contains(plainOnly, s.names[0]) {
 			continue
 		}
-		if len(only) > 0 && !slices.ContainsFunc(s.names, func(n string) bool { return slices.Contains(only, n) }) {
-			continue
+		named := slices.ContainsFunc(s.names, func(n string) bool { return slices.Contains(only, n) })
+		if !named && (len(only) > 0 || s.names[0] == "tree") {
+			continue // tree takes gigabytes and minutes
 		}
 		if err := s.run(ctx); err != nil {
 			fmt.Fprintf(os.Stderr, "%s: %v\n", s.names[0], err)
