@@ -15,8 +15,6 @@ import (
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	httpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
-	"github.com/goccy/go-yaml"
-	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/structpb"
@@ -61,11 +59,13 @@ type Envoy struct {
 	TLS *TLS
 }
 
-// TLS names the files of a data plane's certificate, on Envoy's machine. Envoy
-// reads them again when they change.
+// TLS names the files of a data plane's certificate, on the data plane's machine.
 type TLS struct {
 	// CAFile verifies the servers; CertFile and KeyFile are the data plane's own.
 	CAFile, CertFile, KeyFile string
+	// SDSDir, for Envoy alone, is the directory of [Envoy.SDSFiles]. With it Envoy reads
+	// the files again when new ones are renamed into place; without, once, at its start.
+	SDSDir string
 }
 
 // YAML returns the bootstrap. It is the same for the same configuration.
@@ -74,15 +74,7 @@ func (e Envoy) YAML() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	raw, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(b)
-	if err != nil {
-		return nil, fmt.Errorf("envoy bootstrap: %w", err)
-	}
-	out, err := yaml.JSONToYAML(raw)
-	if err != nil {
-		return nil, fmt.Errorf("envoy bootstrap: %w", err)
-	}
-	return out, nil
+	return toYAML(b)
 }
 
 func (e Envoy) message() (*bootstrapv3.Bootstrap, error) {
@@ -251,11 +243,8 @@ func (e Envoy) oneAtATime(cluster *clusterv3.Cluster, endpoints []*endpointv3.Lb
 }
 
 func (t *TLS) transportSocket(servers []string) (*corev3.TransportSocket, error) {
-	if t.CAFile == "" || t.CertFile == "" || t.KeyFile == "" {
-		return nil, errors.New("envoy bootstrap: TLS needs a CA, a certificate and a key file")
-	}
-	file := func(name string) *corev3.DataSource {
-		return &corev3.DataSource{Specifier: &corev3.DataSource_Filename{Filename: name}}
+	if err := t.check(); err != nil {
+		return nil, err
 	}
 	// Data planes' certificates chain to the same CA, so the name must fit too.
 	names := make([]*tlsv3.SubjectAltNameMatcher, len(servers))
@@ -273,20 +262,15 @@ func (t *TLS) transportSocket(servers []string) (*corev3.TransportSocket, error)
 			Matcher: &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Exact{Exact: host}},
 		}
 	}
-	body, err := anypb.New(&tlsv3.UpstreamTlsContext{
-		AutoHostSni: true,
-		CommonTlsContext: &tlsv3.CommonTlsContext{
-			TlsParams: &tlsv3.TlsParameters{
-				TlsMinimumProtocolVersion: tlsv3.TlsParameters_TLSv1_3,
-				TlsMaximumProtocolVersion: tlsv3.TlsParameters_TLSv1_3,
-			},
-			TlsCertificates: []*tlsv3.TlsCertificate{{CertificateChain: file(t.CertFile), PrivateKey: file(t.KeyFile)}},
-			ValidationContextType: &tlsv3.CommonTlsContext_ValidationContext{
-				ValidationContext: &tlsv3.CertificateValidationContext{TrustedCa: file(t.CAFile), MatchTypedSubjectAltNames: names},
-			},
-			AlpnProtocols: []string{"h2"},
+	common := &tlsv3.CommonTlsContext{
+		TlsParams: &tlsv3.TlsParameters{
+			TlsMinimumProtocolVersion: tlsv3.TlsParameters_TLSv1_3,
+			TlsMaximumProtocolVersion: tlsv3.TlsParameters_TLSv1_3,
 		},
-	})
+		AlpnProtocols: []string{"h2"},
+	}
+	t.secrets(common, names)
+	body, err := anypb.New(&tlsv3.UpstreamTlsContext{AutoHostSni: true, CommonTlsContext: common})
 	if err != nil {
 		return nil, fmt.Errorf("envoy bootstrap: %w", err)
 	}

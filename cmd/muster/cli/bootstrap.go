@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
 	"strconv"
 
 	"github.com/musterhq/muster/cmd/muster/bootstrap"
@@ -33,11 +34,17 @@ func (a *app) bootstrapEnvoyCommand() *cobra.Command {
 		Short: "Print an Envoy bootstrap (Envoy 1.37 to 1.40)",
 		Long: `Print the bootstrap of an Envoy of the group. Nothing is asked of a server: the
 xDS address is the admin address's host and the port 500 above, unless
---xds-address says otherwise.`,
+--xds-address says otherwise.
+
+Envoy reads the files of a certificate that a bootstrap names once. With --sds-dir
+two more files are written there, for the bootstrap to name, by which Envoy follows
+the certificate and the CA: it reads them again when new ones are renamed into place.
+Run it on Envoy's machine, or copy the directory there.`,
 		Example: `  muster bootstrap envoy -g edge > envoy.yaml && envoy -c envoy.yaml
   muster bootstrap envoy -g edge --sotw --http-port 9081 --https-port 9444 --admin-port 9902
   muster bootstrap envoy -g edge --xds-address a.example.com:7943,b.example.com:7943 \
-      --xds-ca-file ca.pem --xds-cert-file dp.pem --xds-key-file dp.key`,
+      --xds-ca-file /tls/ca.pem --xds-cert-file /tls/dp.pem --xds-key-file /tls/dp.key \
+      --sds-dir /etc/envoy/muster > /etc/envoy/envoy.yaml`,
 		Args: noArgs,
 	}
 	fl := cmd.Flags()
@@ -47,6 +54,7 @@ xDS address is the admin address's host and the port 500 above, unless
 	fl.IntVar(&e.HTTPPort, "http-port", 0, "HTTP port (default 9080)")
 	fl.IntVar(&e.HTTPSPort, "https-port", 0, "HTTPS port (default 9443)")
 	fl.StringVar(&e.ListenAddress, "listen-address", "", "address to serve on (default 0.0.0.0)")
+	fl.StringVar(&tls.SDSDir, "sds-dir", "", "directory, as Envoy sees it, for the files by which it follows a renewed certificate")
 	fl.IntVar(&e.AdminPort, "admin-port", 9901, "port of Envoy's admin interface, on 127.0.0.1; 0 picks one")
 	serverFlags(cmd, &e.Servers, &tls)
 	a.groupFlag(cmd)
@@ -76,10 +84,41 @@ xDS address is the admin address's host and the port 500 above, unless
 		if err != nil {
 			return usagef("%s", err)
 		}
+		files, err := e.SDSFiles()
+		if err != nil {
+			return usagef("%s", err)
+		}
+		if err := a.writeFiles(tls.SDSDir, files); err != nil {
+			return err
+		}
+		if e.TLS != nil && len(files) == 0 {
+			a.say("Envoy reads this certificate once, when it starts; with --sds-dir it follows renewed ones.")
+		}
 		_, err = a.env.Stdout.Write(out)
 		return err
 	}
 	return cmd
+}
+
+// writeFiles puts files into a directory, each whole or not at all.
+func (a *app) writeFiles(dir string, files map[string][]byte) error {
+	if len(files) == 0 {
+		return nil
+	}
+	dir = a.env.path(dir)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	for name, text := range files {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path+".new", text, 0o644); err != nil {
+			return err
+		}
+		if err := os.Rename(path+".new", path); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (a *app) bootstrapGRPCCommand() *cobra.Command {
