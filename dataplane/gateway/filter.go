@@ -7,6 +7,7 @@ import (
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	matchingv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/common/matching/v3"
 	apikeyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/api_key_auth/v3"
 	corsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/cors/v3"
 	headermutationv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_mutation/v3"
@@ -70,6 +71,8 @@ func (g *Gateway) newFilter(config *anypb.Any, previous httpFilter) (httpFilter,
 		return newRBACFilter(m)
 	case *apikeyv3.ApiKeyAuth:
 		return newAPIKeyFilter(m)
+	case *matchingv3.ExtensionWithMatcher:
+		return g.newMatchedFilter(m)
 	case *localratelimitv3.LocalRateLimit:
 		old, _ := previous.(*rateLimitFilter)
 		return newRateLimitFilter(m, old, g.now)

@@ -9,6 +9,7 @@ import (
 // headerMutations are the changes of a header_mutation filter to both directions.
 type headerMutations struct {
 	onRequest, onResponse mutations
+	hidden                []string // query parameters that are removed from the request
 }
 
 func newHeaderMutations(m *headermutationv3.Mutations) (*headerMutations, error) {
@@ -16,6 +17,9 @@ func newHeaderMutations(m *headermutationv3.Mutations) (*headerMutations, error)
 	var err error
 	if out.onRequest, err = newMutations(m.GetRequestMutations()); err != nil {
 		return nil, err
+	}
+	for _, kv := range m.GetQueryParameterMutations() {
+		out.hidden = append(out.hidden, kv.GetRemove())
 	}
 	out.onResponse, err = newMutations(m.GetResponseMutations())
 	return &out, err
@@ -41,11 +45,18 @@ type headerMutationRequest struct {
 }
 
 func (r *headerMutationRequest) request(x *exchange) *reply {
-	r.own.onRequest.apply(x, x.in.Header, nil)
+	r.own.applyRequest(x)
 	if r.route != nil {
-		r.route.onRequest.apply(x, x.in.Header, nil)
+		r.route.applyRequest(x)
 	}
 	return nil
+}
+
+func (m *headerMutations) applyRequest(x *exchange) {
+	m.onRequest.apply(x, x.in.Header, nil)
+	for _, name := range m.hidden {
+		x.removeQuery(name)
+	}
 }
 
 func (r *headerMutationRequest) response(x *exchange, h http.Header) {

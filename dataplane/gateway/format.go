@@ -101,6 +101,8 @@ func newOperator(text string) (func(*exchange, http.Header) string, error) {
 		return headerOperator(arg, limit, func(x *exchange, _ http.Header, name string) (string, bool) {
 			return x.headerValue(name)
 		})
+	case "QUERY_PARAM":
+		return func(x *exchange, _ http.Header) string { return truncate(decodedQueryValue(x.query, arg), limit) }, nil
 	case "RESP":
 		return headerOperator(arg, limit, func(_ *exchange, resp http.Header, name string) (string, bool) {
 			values := resp[name]

@@ -41,7 +41,7 @@ envoy.config.core.v3.AggregatedConfigSource:
 envoy.config.core.v3.TransportSocket: name typed_config
 envoy.config.core.v3.DataSource: inline_string inline_bytes filename
 envoy.config.core.v3.TypedExtensionConfig: name typed_config
-envoy.config.core.v3.ExtensionConfigSource: config_source type_urls
+envoy.config.core.v3.ExtensionConfigSource: config_source type_urls default_config apply_default_config_without_warming
 envoy.config.core.v3.HeaderValueOption: header append_action keep_empty_value
 envoy.config.core.v3.HeaderValue: key value
 envoy.config.core.v3.RuntimeFractionalPercent: default_value
@@ -109,7 +109,25 @@ envoy.config.route.v3.RateLimit.Action.RequestHeaders: header_name descriptor_ke
 envoy.config.route.v3.RateLimit.Action.HeaderValueMatch: descriptor_key descriptor_value expect_match headers
 envoy.extensions.filters.http.header_mutation.v3.HeaderMutation: mutations
 envoy.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute: mutations
-envoy.extensions.filters.http.header_mutation.v3.Mutations: request_mutations response_mutations
+envoy.extensions.filters.http.header_mutation.v3.Mutations: request_mutations response_mutations query_parameter_mutations
+envoy.config.core.v3.KeyValueMutation: remove
+envoy.extensions.common.matching.v3.ExtensionWithMatcher: extension_config xds_matcher
+xds.type.matcher.v3.Matcher: matcher_list matcher_tree on_no_match
+xds.type.matcher.v3.Matcher.OnMatch: matcher action
+xds.type.matcher.v3.Matcher.MatcherList: matchers
+xds.type.matcher.v3.Matcher.MatcherList.FieldMatcher: predicate on_match
+xds.type.matcher.v3.Matcher.MatcherList.Predicate: single_predicate and_matcher or_matcher not_matcher
+xds.type.matcher.v3.Matcher.MatcherList.Predicate.PredicateList: predicate
+xds.type.matcher.v3.StringMatcher: prefix
+xds.type.matcher.v3.Matcher.MatcherList.Predicate.SinglePredicate: input value_match custom_match
+xds.type.matcher.v3.Matcher.MatcherTree: input prefix_match_map
+xds.type.matcher.v3.Matcher.MatcherTree.MatchMap: map
+xds.core.v3.TypedExtensionConfig: name typed_config
+envoy.type.matcher.v3.HttpRequestHeaderMatchInput: header_name
+envoy.extensions.matching.input_matchers.consistent_hashing.v3.ConsistentHashing: threshold modulo
+envoy.extensions.filters.http.composite.v3.Composite:
+envoy.extensions.filters.http.composite.v3.ExecuteFilterAction: typed_config dynamic_config
+envoy.extensions.filters.http.composite.v3.DynamicConfig: name config_discovery
 envoy.extensions.filters.http.router.v3.Router: suppress_envoy_headers
 envoy.config.route.v3.RouteConfiguration: name virtual_hosts vhds vhost_header typed_per_filter_config request_headers_to_add request_headers_to_remove response_headers_to_add response_headers_to_remove
 envoy.config.route.v3.Vhds: config_source

@@ -106,7 +106,7 @@ func BenchmarkNextFallback(b *testing.B) {
 	}
 }
 
-// One of many consumers changes: the one configuration that holds all keys.
+// One of many consumers changes: the shards of the key that goes and of the one that comes.
 func BenchmarkNextOneConsumer(b *testing.B) {
 	for _, n := range []int{100, 10000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {

@@ -11,6 +11,7 @@ import (
 	musterv1 "github.com/musterhq/muster/proto/muster/v1"
 	"github.com/musterhq/muster/resource"
 	"github.com/musterhq/muster/server/compile"
+	"github.com/musterhq/muster/server/compile/plugin"
 )
 
 func consumer(t testing.TB, name string) *musterv1.Resource { return keyed(t, name, "key-of-"+name) }
@@ -60,11 +61,14 @@ func TestAChangeSendsOnlyWhatItMust(t *testing.T) {
 		{"an upstream's retries", []*musterv1.Resource{retries}, nil, []string{"+Cluster service/s7", "+ClusterLoadAssignment service/s7"}, 600},
 		{"a limit", []*musterv1.Resource{route}, nil, []string{"+TypedExtensionConfig limit-count", "+VirtualHost muster/api.example.com|svc7"}, 700},
 		{"the limit away", []*musterv1.Resource{one.route(7, 0)}, nil, []string{"+TypedExtensionConfig limit-count", "+VirtualHost muster/api.example.com|svc7"}, 500},
-		{"a consumer", []*musterv1.Resource{consumer(t, "bob")}, nil, []string{"+TypedExtensionConfig key-auth"}, 300},
+		{"a consumer", []*musterv1.Resource{consumer(t, "bob")}, nil, []string{"+TypedExtensionConfig " + shardOf("key-of-bob")}, 300},
+		{"a consumer's key", []*musterv1.Resource{keyed(t, "bob", "another")}, nil, []string{
+			"+TypedExtensionConfig " + shardOf("key-of-bob"), "+TypedExtensionConfig " + shardOf("another"),
+		}, 500},
 		{"a rotated certificate", []*musterv1.Resource{certificate("one", "c2")}, nil, []string{"+Secret ssl/one"}, 60},
-		{"a certificate", []*musterv1.Resource{certificate("two", "c1")}, nil, []string{"+Secret ssl/two", "+Listener https"}, 6000},
+		{"a certificate", []*musterv1.Resource{certificate("two", "c1")}, nil, []string{"+Secret ssl/two", "+Listener https"}, 6500},
 		{"a global rule", []*musterv1.Resource{rule(t, "ip-restriction", map[string]any{"blacklist": []any{"192.0.2.1"}})}, nil, []string{"+RouteConfiguration muster"}, 400},
-		{"a global rule that asks for keys", []*musterv1.Resource{rule(t, "key-auth", nil)}, nil, []string{"+RouteConfiguration muster", "+TypedExtensionConfig global.key-auth"}, 1000},
+		{"a global rule that asks for keys", []*musterv1.Resource{rule(t, "key-auth", nil)}, nil, []string{"+RouteConfiguration muster", "+TypedExtensionConfig global.key-auth"}, 150_000},
 		{"a service and its route", []*musterv1.Resource{fresh[n], fresh[2*n+1]}, nil, []string{
 			"+Cluster service/s2000", "+ClusterLoadAssignment service/s2000", "+VirtualHost muster/api.example.com|svc2000",
 		}, 1000},
@@ -97,6 +101,49 @@ func TestAChangeSendsOnlyWhatItMust(t *testing.T) {
 				t.Errorf("sends %d bytes", bytes)
 			}
 		})
+	}
+}
+
+func shardOf(key string) string { return plugin.KeyShardName(plugin.KeyShard(key)) }
+
+// With the first key every shard is there, and with the last none.
+func TestShardsComeWithTheFirstKeyAndGoWithTheLast(t *testing.T) {
+	st := newStore(t)
+	st.commit(shapes[0].group(1))
+	compiled, _, _ := compile.Full(st.group().View())
+	change := func(put []*musterv1.Resource, remove ...resource.Key) (shards, others []string) {
+		t.Helper()
+		view, changes := st.commit(put, remove...)
+		next, delta, problems := compiled.Next(view, changes)
+		if len(problems) > 0 {
+			t.Fatal(problems)
+		}
+		compiled = next
+		sort := func(sign, name string) {
+			if strings.HasPrefix(name, "key-auth/") {
+				shards = append(shards, sign+name)
+			} else {
+				others = append(others, sign+name)
+			}
+		}
+		for _, r := range delta.Upsert {
+			sort("+", r.Name)
+		}
+		for _, k := range delta.Remove {
+			sort("-", k.Name)
+		}
+		return shards, others
+	}
+	alice := resource.Key{Kind: musterv1.Kind_KIND_CONSUMER, ID: "alice"}
+	for range 2 {
+		shards, others := change([]*musterv1.Resource{consumer(t, "alice")})
+		if len(shards) != plugin.KeyShards || shards[0] != "+key-auth/00" || !sameSet(others, []string{"+key-auth"}) {
+			t.Errorf("the first key: %d shards and %v", len(shards), others)
+		}
+		shards, others = change(nil, alice)
+		if len(shards) != plugin.KeyShards || shards[0] != "-key-auth/00" || !sameSet(others, []string{"+key-auth"}) {
+			t.Errorf("the last key: %d shards and %v", len(shards), others)
+		}
 	}
 }
 

@@ -89,12 +89,17 @@ func limitParts(limits *iradix.Tree[part], filter string) []part {
 	return parts
 }
 
-// keyParts lists the credentials by key. Of holders of the same key, which
+// keyAt is where a key stands: by shard, key and holder.
+func keyAt(secret, holder string) []byte {
+	return []byte(string([]byte{plugin.KeyShard(secret)}) + secret + "\x00" + holder)
+}
+
+// keyParts lists the credentials of a shard by key. Of holders of the same key, which
 // Envoy would refuse, the first has it.
-func keyParts(keys *iradix.Tree[part]) []part {
+func keyParts(keys *iradix.Tree[part], shard byte) []part {
 	var parts []part
 	last := "\x00"
-	keys.Root().Walk(func(k []byte, p part) bool {
+	keys.Root().WalkPrefix([]byte{shard}, func(k []byte, p part) bool {
 		secret := string(k[:strings.LastIndexByte(string(k), 0)])
 		if secret != last {
 			parts = append(parts, p)
@@ -103,12 +108,4 @@ func keyParts(keys *iradix.Tree[part]) []part {
 		return false
 	})
 	return parts
-}
-
-// discovered yields the base configuration of a filter that is discovered.
-func discovered(f plugin.Filter) proto.Message {
-	if strings.HasSuffix(f.Name, "key-auth") {
-		return plugin.KeyAuth()
-	}
-	return plugin.RateLimit(f.Name)
 }

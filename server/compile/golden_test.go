@@ -5,8 +5,10 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -100,14 +102,55 @@ func printed(t *testing.T, delta compile.Delta, problems resource.Problems) stri
 	for _, k := range delta.Remove {
 		fmt.Fprintf(&b, "removed %s %s\n", short(k.TypeURL), k.Name)
 	}
+	bare := 0
 	for _, r := range delta.Upsert {
+		if strings.HasPrefix(r.Name, "key-auth/") && len(r.Origins) == 0 {
+			bare++
+			continue
+		}
 		origins := make([]string, len(r.Origins))
 		for i, o := range r.Origins {
 			origins[i] = o.String()
 		}
 		fmt.Fprintf(&b, "== %s %s (%d bytes) of %s\n%s\n", short(r.TypeURL), r.Name, len(r.Body), strings.Join(origins, ", "), asJSON(t, r))
 	}
+	if bare > 0 {
+		fmt.Fprintf(&b, "== %d shards without keys\n", bare)
+	}
 	return b.String()
+}
+
+// much is how many members of a list or map are too many to read.
+const much = 20
+
+// abridged leaves out of a list or map what is too much, and of the chooser of key
+// shards, which nobody would read, everything but its beginning.
+func abridged(v any) any {
+	switch v := v.(type) {
+	case []any:
+		for i := range v {
+			v[i] = abridged(v[i])
+		}
+		if len(v) > much || len(v) > 0 && isMatcher(v[0]) {
+			return append(v[:1:1], fmt.Sprintf("and %d more", len(v)-1))
+		}
+	case map[string]any:
+		names := slices.Sorted(maps.Keys(v))
+		for i, name := range names {
+			if i > 0 && len(names) > much {
+				delete(v, name)
+				v["~"] = fmt.Sprintf("and %d more", len(names)-1)
+			} else {
+				v[name] = abridged(v[name])
+			}
+		}
+	}
+	return v
+}
+
+func isMatcher(v any) bool {
+	m, _ := v.(map[string]any)
+	return m["on_match"] != nil
 }
 
 func short(typeURL string) string { return typeURL[strings.LastIndexByte(typeURL, '.')+1:] }
@@ -135,5 +178,16 @@ func asJSON(t *testing.T, r compile.Resource) string {
 	if err := json.Indent(&b, text, "", "  "); err != nil {
 		t.Fatal(err)
 	}
-	return b.String()
+	if b.Len() < 20_000 {
+		return b.String()
+	}
+	var v any
+	if err := json.Unmarshal(text, &v); err != nil {
+		t.Fatal(err)
+	}
+	short, err := json.MarshalIndent(abridged(v), "", "  ")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(short)
 }

@@ -127,12 +127,16 @@ func discoveredFilter(name, typeURL string) *hcmv3.HttpFilter {
 	}}}
 }
 
-// httpFilters is the fixed chain of plaintext: every plugin's filter, disabled, and
+// httpFilters is what both chains have: every plugin's filter, disabled, and
 // the router.
 func httpFilters() []*hcmv3.HttpFilter {
 	var filters []*hcmv3.HttpFilter
 	for _, f := range plugin.Chain() {
-		filter := &hcmv3.HttpFilter{Name: f.Name, ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: &anypb.Any{TypeUrl: f.TypeURL}}}
+		config := &anypb.Any{TypeUrl: f.TypeURL}
+		if f.Config != nil {
+			config = packed(f.Config())
+		}
+		filter := &hcmv3.HttpFilter{Name: f.Name, ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: config}}
 		if f.Discovered {
 			filter = discoveredFilter(f.Name, f.TypeURL)
 		}
@@ -143,6 +147,12 @@ func httpFilters() []*hcmv3.HttpFilter {
 		Name:       "envoy.filters.http.router",
 		ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: packed(&routerv3.Router{SuppressEnvoyHeaders: true})},
 	})
+}
+
+// plaintextFilters is the fixed chain of plaintext, which every group has.
+func plaintextFilters() []*hcmv3.HttpFilter {
+	anchor := &hcmv3.HttpFilter{Name: "key-shards", Disabled: true, ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: packed(plugin.KeyAnchor())}}
+	return append([]*hcmv3.HttpFilter{anchor}, httpFilters()...)
 }
 
 // httpsFilters is the fixed chain of TLS, where clients may have to have certificates.

@@ -9,6 +9,7 @@ import (
 	"github.com/musterhq/muster/raftstore/state"
 	"github.com/musterhq/muster/resource"
 	"github.com/musterhq/muster/server/compile"
+	"github.com/musterhq/muster/server/compile/plugin"
 )
 
 // What cannot be honoured is a problem of the object at fault, by path, with the
@@ -126,8 +127,11 @@ func TestAResourceAboveTheSizeOfAMessageIsAProblem(t *testing.T) {
 
 	var consumers strings.Builder
 	key := strings.Repeat("k", 4000)
-	for i := range 1100 {
-		fmt.Fprintf(&consumers, "{username: u%04d, plugins: {key-auth: {key: %s%04d}}},", i, key, i)
+	for i, n := 0, 0; n < 1100; i++ {
+		if one := fmt.Sprintf("%s%04d", key, i); plugin.KeyShard(one) == 0 {
+			fmt.Fprintf(&consumers, "{username: u%04d, plugins: {key-auth: {key: %s}}},", n, one)
+			n++
+		}
 	}
 	store = newStore(t)
 	view, changes = commit(`{consumers: [` + consumers.String() + `]}`)

@@ -36,20 +36,20 @@ func (t *txn) holder(key resource.Key, where resource.Where, consumer string, pl
 	old, had := t.holders.Get([]byte(at))
 	secret, has := t.plugins.Key(plugins, where)
 	if had && (!has || secret != old) {
-		t.keys.Delete([]byte(old + "\x00" + at))
+		t.keys.Delete(keyAt(old, at))
 		t.holders.Delete([]byte(at))
-		t.keysChanged()
+		t.shards[plugin.KeyShard(old)] = struct{}{}
 	}
 	if !has {
 		return
 	}
 	p := part{credentialOf(secret, consumer), key}
-	if q, found := t.keys.Get([]byte(secret + "\x00" + at)); !found || string(q.encoded) != string(p.encoded) {
-		t.keys.Insert([]byte(secret+"\x00"+at), p)
+	if q, found := t.keys.Get(keyAt(secret, at)); !found || string(q.encoded) != string(p.encoded) {
+		t.keys.Insert(keyAt(secret, at), p)
 		t.holders.Insert([]byte(at), secret)
-		t.keysChanged()
+		t.shards[plugin.KeyShard(secret)] = struct{}{}
 	}
-	t.keys.Root().WalkPrefix([]byte(secret+"\x00"), func(_ []byte, other part) bool {
+	t.keys.Root().WalkPrefix(keyAt(secret, ""), func(_ []byte, other part) bool {
 		if other.origin != key {
 			t.problem(key, resource.Problem{
 				Path: "plugins.key-auth.key", Code: resource.CodeConflict,
@@ -60,10 +60,39 @@ func (t *txn) holder(key resource.Key, where resource.Where, consumer string, pl
 	})
 }
 
-func (t *txn) keysChanged() {
-	t.filters["key-auth"] = struct{}{}
-	if t.rules.keys {
-		t.filters[plugin.GlobalPrefix+"key-auth"] = struct{}{}
+// compileKeys puts the shards of the keys together, and chooses among them while
+// there are keys.
+func (t *txn) compileKeys() {
+	keys := t.keys.CommitOnly()
+	if t.from.started && (t.from.keys.Len() > 0) != (keys.Len() > 0) {
+		t.filters["key-auth"], t.filters[plugin.GlobalPrefix+"key-auth"] = struct{}{}, struct{}{}
+	}
+	if _, all := t.filters["key-auth"]; all {
+		for shard := range byte(plugin.KeyShards) {
+			t.shards[shard] = struct{}{}
+		}
+	}
+	for shard := range t.shards {
+		name := plugin.KeyShardName(shard)
+		if keys.Len() == 0 {
+			t.drop(Key{ExtensionConfigType, name})
+		} else {
+			t.put(extension(name, plugin.KeyAuth(), keyParts(keys, shard)))
+		}
+	}
+	for _, f := range []struct {
+		name string
+		used bool
+	}{{"key-auth", true}, {plugin.GlobalPrefix + "key-auth", t.rules.keys}} {
+		if _, changed := t.filters[f.name]; !changed {
+			continue
+		}
+		delete(t.filters, f.name)
+		config := plugin.KeyRefuser()
+		if f.used && keys.Len() > 0 {
+			config = plugin.KeyChooser()
+		}
+		t.put(extension(f.name, config, nil))
 	}
 }
 
@@ -88,19 +117,10 @@ func (t *txn) compileShared() {
 	if t.tlsListener {
 		t.httpsListener()
 	}
-	for _, f := range plugin.Chain() {
-		if _, changed := t.filters[f.Name]; !changed {
-			continue
-		}
-		var parts []part
-		switch {
-		case f.Name == "key-auth" || f.Name == plugin.GlobalPrefix+"key-auth" && t.rules.keys:
-			parts = keyParts(t.keys.CommitOnly())
-		case f.Name == plugin.GlobalPrefix+"key-auth":
-		default:
-			parts = limitParts(t.limits.CommitOnly(), f.Name)
-		}
-		t.put(extension(f.Name, discovered(f), parts))
+	t.compileKeys()
+	limits := t.limits.CommitOnly()
+	for filter := range t.filters {
+		t.put(extension(filter, plugin.RateLimit(filter), limitParts(limits, filter)))
 	}
 }
 

@@ -40,6 +40,7 @@ type txn struct {
 	// What of the shared resources must be put together again: ECDS by filter
 	// name, the listener with TLS, the global rules, the catch-all.
 	filters                     map[string]struct{}
+	shards                      map[byte]struct{} // of API keys
 	tlsListener, ruleSet, start bool
 
 	problems resource.Problems
@@ -50,7 +51,7 @@ func (c *Compiled) txn(v state.View) *txn {
 		from: c, view: v, plugins: c.fixed.plugins,
 		tree: c.tree.txn(), routes: c.routes.Txn(), owned: c.owned.Txn(), keys: c.keys.Txn(), holders: c.holders.Txn(),
 		limits: c.limits.Txn(), rules: c.rules, out: c.out.Txn(), raw: c.raw.Txn(),
-		todo: map[string]struct{}{}, touched: map[Key]struct{}{}, filters: map[string]struct{}{},
+		todo: map[string]struct{}{}, touched: map[Key]struct{}{}, filters: map[string]struct{}{}, shards: map[byte]struct{}{},
 		changed: map[resource.Key]struct{}{},
 	}
 }
@@ -117,7 +118,7 @@ func (t *txn) begin() {
 			t.filters[f.Name] = struct{}{}
 		}
 	}
-	t.put(Resource{Key: Key{ListenerType, ListenerHTTP}, Body: marshal(httpListener(networkFilters(httpFilters())))})
+	t.put(Resource{Key: Key{ListenerType, ListenerHTTP}, Body: marshal(httpListener(networkFilters(plaintextFilters())))})
 }
 
 // object takes in an object as the view has it.

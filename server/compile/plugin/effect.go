@@ -18,6 +18,7 @@ const (
 	corsType           = "type.googleapis.com/envoy.extensions.filters.http.cors.v3.Cors"
 	rbacType           = "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC"
 	apiKeyAuthType     = "type.googleapis.com/envoy.extensions.filters.http.api_key_auth.v3.ApiKeyAuth"
+	matchedType        = "type.googleapis.com/envoy.extensions.common.matching.v3.ExtensionWithMatcher"
 	headerMutationType = "type.googleapis.com/envoy.extensions.filters.http.header_mutation.v3.HeaderMutation"
 	localRateLimitType = "type.googleapis.com/envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit"
 )
@@ -30,25 +31,29 @@ const GlobalPrefix = "global."
 // Filter is one HTTP filter of the fixed chain.
 type Filter struct {
 	Name, TypeURL string
-	// Discovered filters get their configuration by ECDS; that of the others is empty.
+	// Discovered filters get their configuration by ECDS.
 	Discovered bool
+	// Config is the configuration of the others; nil is empty.
+	Config func() proto.Message
 }
 
 // Chain lists the filters in the order in which requests pass them.
 func Chain() []Filter {
 	return []Filter{
-		{GlobalPrefix + "cors", corsType, false},
-		{GlobalPrefix + "ip-restriction", rbacType, false},
-		{GlobalPrefix + "key-auth", apiKeyAuthType, true},
-		{GlobalPrefix + "limit-count", localRateLimitType, true},
-		{GlobalPrefix + "limit-count-429", localRateLimitType, true},
-		{GlobalPrefix + "proxy-rewrite", headerMutationType, false},
-		{"cors", corsType, false},
-		{"ip-restriction", rbacType, false},
-		{"key-auth", apiKeyAuthType, true},
-		{"proxy-rewrite", headerMutationType, false},
-		{"limit-count", localRateLimitType, true},
-		{"limit-count-429", localRateLimitType, true},
+		{GlobalPrefix + "cors", corsType, false, nil},
+		{GlobalPrefix + "ip-restriction", rbacType, false, nil},
+		{GlobalPrefix + keySourceFilter, headerMutationType, false, defaultKeySource},
+		{GlobalPrefix + "key-auth", matchedType, true, nil},
+		{GlobalPrefix + "limit-count", localRateLimitType, true, nil},
+		{GlobalPrefix + "limit-count-429", localRateLimitType, true, nil},
+		{GlobalPrefix + "proxy-rewrite", headerMutationType, false, nil},
+		{"cors", corsType, false, nil},
+		{"ip-restriction", rbacType, false, nil},
+		{keySourceFilter, headerMutationType, false, defaultKeySource},
+		{"key-auth", matchedType, true, nil},
+		{"proxy-rewrite", headerMutationType, false, nil},
+		{"limit-count", localRateLimitType, true, nil},
+		{"limit-count-429", localRateLimitType, true, nil},
 	}
 }
 

@@ -12,6 +12,8 @@ import (
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	matchingv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/common/matching/v3"
+	compositev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/composite/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/grpc"
@@ -223,6 +225,30 @@ func filterReferences(config *anypb.Any, wanted map[string][]string) error {
 	for _, f := range hcm.HttpFilters {
 		if f.GetConfigDiscovery() != nil {
 			wanted[ECDS] = append(wanted[ECDS], f.Name)
+		}
+		if err := matchedReferences(f.GetTypedConfig(), wanted); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// matchedReferences finds the filters that a composite hands requests to by name.
+func matchedReferences(config *anypb.Any, wanted map[string][]string) error {
+	if !strings.HasSuffix(config.GetTypeUrl(), ".ExtensionWithMatcher") {
+		return nil
+	}
+	var m matchingv3.ExtensionWithMatcher
+	if err := config.UnmarshalTo(&m); err != nil {
+		return err
+	}
+	for _, next := range m.GetXdsMatcher().GetMatcherTree().GetPrefixMatchMap().GetMap() {
+		var a compositev3.ExecuteFilterAction
+		if err := next.GetAction().GetTypedConfig().UnmarshalTo(&a); err != nil {
+			return err
+		}
+		if name := a.GetDynamicConfig().GetName(); name != "" {
+			wanted[ECDS] = append(wanted[ECDS], name)
 		}
 	}
 	return nil
