@@ -104,6 +104,10 @@ bench-tree: ## Put 20,000 simulated data planes below ten relays, which takes 4 
 bench-commit: ## Commit against bare hashicorp/raft and, where it is installed, etcd.
 	$(GO) -C bench run . commit
 
+.PHONY: bench-cluster
+bench-cluster: ## Measure clusters of three (commits, API to last ACK, the leader killed) and write their rows of docs/benchmarks.md.
+	$(GO) -C bench run . run -only B8,B9,B15 -out $(CURDIR)/docs/benchmarks.md
+
 .PHONY: bench-smoke
 bench-smoke: ## Measure in small and fail when a ratio is far off; for CI.
 	$(GO) -C bench test ./...

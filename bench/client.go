@@ -143,70 +143,46 @@ func (f *fleet) read(stream grpc.ClientStream, cs *clientStream) error {
 	}
 }
 
-// apply scans a DeltaDiscoveryResponse without decoding it.
+// apply takes a response in.
 func (f *fleet) apply(m []byte, cs *clientStream) (nonce []byte, err error) {
 	now := time.Now()
-	for len(m) > 0 {
-		num, typ, n := protowire.ConsumeTag(m)
-		if n < 0 {
-			return nil, protowire.ParseError(n)
+	_, nonce, err = scanResponse(m, func(resource []byte) error {
+		f.bytes.Add(int64(len(resource)))
+		return f.keep(resource, cs, now)
+	}, func(name []byte) {
+		if i := resourceIndex(name); i >= 0 && cs.hashes[i] != 0 {
+			cs.hashes[i] = 0
+			cs.held.Add(-1)
 		}
-		m = m[n:]
-		if typ != protowire.BytesType {
-			n = protowire.ConsumeFieldValue(num, typ, m)
-			if n < 0 {
-				return nil, protowire.ParseError(n)
-			}
-			m = m[n:]
-			continue
-		}
-		v, n := protowire.ConsumeBytes(m)
-		if n < 0 {
-			return nil, protowire.ParseError(n)
-		}
-		m = m[n:]
+	})
+	return nonce, err
+}
+
+// scanResponse takes a DeltaDiscoveryResponse apart without decoding it: version is
+// its system_version_info.
+func scanResponse(m []byte, resource func([]byte) error, removed func(name []byte)) (version, nonce []byte, err error) {
+	err = scanFields(m, func(num protowire.Number, v []byte) (err error) {
 		switch num {
+		case 1:
+			version = v
 		case 2:
-			f.bytes.Add(int64(len(v)))
-			if err := f.keep(v, cs, now); err != nil {
-				return nil, err
-			}
+			err = resource(v)
 		case 5:
 			nonce = v
 		case 6:
-			if i := resourceIndex(v); i >= 0 && cs.hashes[i] != 0 {
-				cs.hashes[i] = 0
-				cs.held.Add(-1)
-			}
+			removed(v)
 		}
+		return err
+	})
+	if err == nil && len(nonce) == 0 {
+		err = errors.New("response without a nonce")
 	}
-	if len(nonce) == 0 {
-		return nil, errors.New("response without a nonce")
-	}
-	return nonce, nil
+	return version, nonce, err
 }
 
-func (f *fleet) keep(resource []byte, cs *clientStream, now time.Time) error {
-	var name, version, body []byte
-	for b := resource; len(b) > 0; {
-		num, typ, n := protowire.ConsumeTag(b)
-		if n < 0 {
-			return protowire.ParseError(n)
-		}
-		b = b[n:]
-		if typ != protowire.BytesType {
-			n = protowire.ConsumeFieldValue(num, typ, b)
-			if n < 0 {
-				return protowire.ParseError(n)
-			}
-			b = b[n:]
-			continue
-		}
-		v, n := protowire.ConsumeBytes(b)
-		if n < 0 {
-			return protowire.ParseError(n)
-		}
-		b = b[n:]
+// scanResource takes a Resource apart.
+func scanResource(b []byte) (name, version, body []byte, err error) {
+	err = scanFields(b, func(num protowire.Number, v []byte) error {
 		switch num {
 		case 1:
 			version = v
@@ -215,6 +191,50 @@ func (f *fleet) keep(resource []byte, cs *clientStream, now time.Time) error {
 		case 3:
 			name = v
 		}
+		return nil
+	})
+	return name, version, body, err
+}
+
+// scanFields calls f with each field of a message that has a length.
+func scanFields(m []byte, f func(protowire.Number, []byte) error) error {
+	for len(m) > 0 {
+		num, typ, n := protowire.ConsumeTag(m)
+		if n < 0 {
+			return protowire.ParseError(n)
+		}
+		m = m[n:]
+		if typ != protowire.BytesType {
+			n = protowire.ConsumeFieldValue(num, typ, m)
+			if n < 0 {
+				return protowire.ParseError(n)
+			}
+			m = m[n:]
+			continue
+		}
+		v, n := protowire.ConsumeBytes(m)
+		if n < 0 {
+			return protowire.ParseError(n)
+		}
+		m = m[n:]
+		if err := f(num, v); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// appendKnown adds an entry of initial_resource_versions to a request.
+func appendKnown(b []byte, name string, version []byte) []byte {
+	entry := protowire.AppendString(protowire.AppendTag(nil, 1, protowire.BytesType), name)
+	entry = protowire.AppendBytes(protowire.AppendTag(entry, 2, protowire.BytesType), version)
+	return protowire.AppendBytes(protowire.AppendTag(b, 5, protowire.BytesType), entry)
+}
+
+func (f *fleet) keep(resource []byte, cs *clientStream, now time.Time) error {
+	name, version, body, err := scanResource(resource)
+	if err != nil {
+		return err
 	}
 	i := resourceIndex(name)
 	if string(name) == compile.CatchAll {
@@ -326,9 +346,7 @@ func (f *fleet) disconnect() {
 		if v == nil {
 			continue
 		}
-		entry := protowire.AppendString(protowire.AppendTag(nil, 1, protowire.BytesType), resourceName(i))
-		entry = protowire.AppendBytes(protowire.AppendTag(entry, 2, protowire.BytesType), v)
-		b = protowire.AppendBytes(protowire.AppendTag(b, 5, protowire.BytesType), entry)
+		b = appendKnown(b, resourceName(i), v)
 	}
 	f.known = b
 	f.failed.Store(nil)

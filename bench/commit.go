@@ -71,7 +71,11 @@ func commitCommand(ctx context.Context, args []string) error {
 	if *only != "" {
 		c.arms = strings.Split(*only, ",")
 	}
-	return c.run(ctx, os.Stdout)
+	measured, err := c.measure(ctx)
+	for _, m := range measured {
+		m.print(os.Stdout)
+	}
+	return err
 }
 
 // commitRun is what B8 is to measure.
@@ -82,8 +86,72 @@ type commitRun struct {
 	arms    []string // none: all
 }
 
-// run measures and writes a table for each number of writers.
-func (c commitRun) run(ctx context.Context, w io.Writer) error {
+// commits is B8 in the table of all benchmarks.
+func (r *runner) commits(ctx context.Context) error {
+	c := commitRun{rounds: r.samples, each: 2 * time.Second, writers: []int{1, 128}}
+	if r.smoke {
+		c.rounds, c.each = 3, 500*time.Millisecond
+	}
+	measured, err := c.measure(ctx)
+	if err != nil {
+		return err
+	}
+	for _, m := range measured {
+		what := fmt.Sprintf("3 nodes, 1 KiB, %d writers", m.writers)
+		store, api := m.of("muster store"), m.of("muster API")
+		if m.writers > 1 {
+			api = m.of("muster API one group")
+		}
+		bare, etcd := m.of("bare raft"), m.of("etcd")
+		r.report.row("B8", what+", commits to the store (floor: bare hashicorp/raft; go-control-plane: etcd)", "/s", rates(store), rates(bare), rates(etcd))
+		r.report.row("B8", what+", p50", "ms", scale(p50s(store), 1e3), scale(p50s(bare), 1e3), scale(p50s(etcd), 1e3))
+		r.report.row("B8", what+", p50 through the API, one group", "ms", scale(p50s(api), 1e3), scale(p50s(bare), 1e3), scale(p50s(etcd), 1e3))
+		r.report.row("B8", what+", commits through the API, one group", "/s", rates(api), rates(bare), rates(etcd))
+		if m.writers == 1 {
+			r.report.gate("B8 p50 of one writer", median(ratios(p50s(store), p50s(bare))), 1.3)
+		} else {
+			r.report.gateMin("B8 commits of many writers", median(ratios(rates(store), rates(bare))), 0.8)
+		}
+	}
+	return nil
+}
+
+func rates(ss []sample) []float64 { return values(ss, func(s sample) float64 { return s.rate }) }
+func p50s(ss []sample) []float64  { return values(ss, func(s sample) float64 { return s.p50 }) }
+
+func values(ss []sample, of func(sample) float64) []float64 {
+	out := make([]float64, len(ss))
+	for i, s := range ss {
+		out[i] = of(s)
+	}
+	return out
+}
+
+// ratios compares what was measured in the same round.
+func ratios(a, b []float64) []float64 {
+	out := make([]float64, min(len(a), len(b)))
+	for i := range out {
+		out[i] = a[i] / b[i]
+	}
+	return out
+}
+
+// measuredCommits is what the arms did with a number of writers.
+type measuredCommits struct {
+	writers int
+	arms    []string
+	samples [][]sample // by arm
+}
+
+func (m measuredCommits) of(arm string) []sample {
+	if i := slices.Index(m.arms, arm); i >= 0 {
+		return m.samples[i]
+	}
+	return nil
+}
+
+// measure lets all arms commit in turn, with each number of writers.
+func (c commitRun) measure(ctx context.Context) ([]measuredCommits, error) {
 	var names []string
 	var running []*child
 	defer func() {
@@ -97,7 +165,7 @@ func (c commitRun) run(ctx context.Context, w io.Writer) error {
 		}
 		p, err := spawn(ctx, "commit-arm", "-arm", arm.name)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		running = append(running, p)
 		if _, err := p.call(request{Do: "start"}); err != nil {
@@ -107,26 +175,27 @@ func (c commitRun) run(ctx context.Context, w io.Writer) error {
 				running = running[:len(running)-1]
 				continue
 			}
-			return err
+			return nil, err
 		}
 		names = append(names, arm.name)
 	}
+	var all []measuredCommits
 	for _, writers := range c.writers {
-		samples := make([][]sample, len(names))
+		m := measuredCommits{writers, names, make([][]sample, len(names))}
 		for round := range c.rounds + 1 {
 			for i, p := range running {
 				got, err := p.call(request{Do: "commit", Writers: writers, Seconds: c.each.Seconds()})
 				if err != nil {
-					return err
+					return nil, err
 				}
 				if round > 0 { // the first warms up
-					samples[i] = append(samples[i], sampleOf(got))
+					m.samples[i] = append(m.samples[i], sampleOf(got))
 				}
 			}
 		}
-		printCommits(w, names, samples, writers)
+		all = append(all, m)
 	}
-	return nil
+	return all, nil
 }
 
 // commitArmProcess is the process of one arm, with its three servers and its
@@ -222,32 +291,22 @@ func armCPU(c committer) float64 {
 	return all
 }
 
-// printCommits writes the medians, and each arm against the first: samples of one
-// round are compared with each other.
-func printCommits(w io.Writer, arms []string, samples [][]sample, writers int) {
-	of := func(ss []sample, value func(sample) float64) float64 {
-		values := make([]float64, len(ss))
-		for i, s := range ss {
-			values[i] = value(s)
-		}
-		return median(values)
-	}
-	against := func(i int, value func(sample) float64) float64 {
-		values := make([]float64, len(samples[i]))
-		for k := range values {
-			values[k] = value(samples[i][k]) / value(samples[0][k])
-		}
-		return median(values)
-	}
+// print writes the medians, and each arm against the first: samples of one round
+// are compared with each other.
+func (m measuredCommits) print(w io.Writer) {
 	rate := func(s sample) float64 { return s.rate }
 	p50 := func(s sample) float64 { return 1e3 * s.p50 }
 	p99 := func(s sample) float64 { return 1e3 * s.p99 }
 	cpu := func(s sample) float64 { return 1e6 * s.cpu }
-	fmt.Fprintf(w, "\nB8, 3 nodes, 1 KiB, %d writers, %d samples\n\n", writers, len(samples[0]))
+	fmt.Fprintf(w, "\nB8, 3 nodes, 1 KiB, %d writers, %d samples\n\n", m.writers, len(m.samples[0]))
 	fmt.Fprintln(w, "| arm | commits/s | ratio | p50 | ratio | p99 | CPU a commit | ratio |")
 	fmt.Fprintln(w, "| --- | --- | --- | --- | --- | --- | --- | --- |")
-	for i, arm := range arms {
-		fmt.Fprintf(w, "| %s | %.0f | %.2f | %.2f ms | %.2f | %.1f ms | %.0f µs | %.2f |\n", arm, of(samples[i], rate), against(i, rate),
-			of(samples[i], p50), against(i, p50), of(samples[i], p99), of(samples[i], cpu), against(i, cpu))
+	for i, arm := range m.arms {
+		of := func(value func(sample) float64) float64 { return median(values(m.samples[i], value)) }
+		against := func(value func(sample) float64) float64 {
+			return median(ratios(values(m.samples[i], value), values(m.samples[0], value)))
+		}
+		fmt.Fprintf(w, "| %s | %.0f | %.2f | %.2f ms | %.2f | %.1f ms | %.0f µs | %.2f |\n",
+			arm, of(rate), against(rate), of(p50), against(p50), of(p99), of(cpu), against(cpu))
 	}
 }

@@ -14,6 +14,10 @@
 //	go run . run -only B16 -envoy PATH
 //	go run . run -only tree     # 20,000 data planes below ten relays
 //
+// B8, B9 and B15 measure clusters: commits against bare hashicorp/raft and etcd, from
+// the API to the last acknowledgement, and the leader killed. `go run . commit` is B8
+// in more detail, with the CPU of a commit.
+//
 // B16 runs Envoys against muster's xDS server, and the memory of a group is measured
 // in a process that holds nothing else.
 package main

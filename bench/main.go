@@ -35,6 +35,10 @@ func run(args []string) int {
 		err = commitCommand(ctx, args[1:])
 	case "commit-arm":
 		err = commitArmProcess(ctx, args[1:])
+	case "node":
+		err = nodeProcess(ctx, args[1:])
+	case "planes":
+		err = planesProcess(ctx, args[1:])
 	case "serve", "load", "memory", "core", "relay":
 		err = processCommand(ctx, args[0], args[1:])
 	default:
@@ -121,6 +125,17 @@ share one disk here and wait for each other on it. "One message" is what the sam
 takes of a data plane of muster's own at the server, which also follows whole revisions, on
 as compressed a connection. B13's five deltas are what those changes took a relay that
 stayed.
+
+B8, B9 and B15 run clusters of three, on one disk; "make bench-cluster" measures them alone.
+In B8 each arm is a process with its three servers and its writers (etcd's servers are its
+children); where a row has go-control-plane, etcd stands in its place. Its API rows do what
+the others do not: judge each write, compile it for trial and, on every server, to be served.
+B9 is from before the call, at any of the servers, to the moment when the last of the data
+planes, a third of them at each server, has acknowledged. In B15 the writers go to another
+server when one fails and repeat what has no answer by its request id; the data planes come
+back with what they hold. At the end every data plane and a linearizable read must show
+exactly what was acknowledged, each write must have made exactly one revision, and no data
+plane may ever have been sent an older version, or one version with two contents.
 
 tree, which "make bench-tree" measures, is such a server, ten relays and 20,000 data planes.
 The data planes are simulated: each is a stream on a TCP connection of its own that takes in

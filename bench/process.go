@@ -47,6 +47,9 @@ type reply struct {
 	Pushes  int64   `json:"pushes,omitempty"`
 	Streams int     `json:"streams,omitempty"`
 
+	Backwards  int64 `json:"backwards,omitempty"`
+	Reconnects int64 `json:"reconnects,omitempty"`
+
 	Heap []holder `json:"heap,omitempty"`
 }
 

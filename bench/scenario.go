@@ -460,7 +460,7 @@ func (r *runner) slowReader(ctx context.Context) error {
 }
 
 // plainOnly are scenarios that are the same with TLS, or are not measured with it.
-var plainOnly = []string{"B12", "B13", "B16", "memory", "tree"}
+var plainOnly = []string{"B8", "B9", "B12", "B13", "B15", "B16", "memory", "tree"}
 
 func (r *runner) run(ctx context.Context, only []string) error {
 	var all error
@@ -474,11 +474,14 @@ func (r *runner) run(ctx context.Context, only []string) error {
 		{[]string{"B5"}, r.scaleOut},
 		{[]string{"B6"}, r.coldStart},
 		{[]string{"B7"}, r.reconnect},
+		{[]string{"B8"}, r.commits},
+		{[]string{"B9"}, r.endToEnd},
 		{[]string{"B10"}, r.churn},
 		{[]string{"B12"}, r.relays},
 		{[]string{"B13"}, r.relayResume},
 		{[]string{"tree"}, r.tree},
 		{[]string{"B14"}, r.slowReader},
+		{[]string{"B15"}, r.failover},
 		{[]string{"B16"}, r.routing},
 		{[]string{"memory"}, r.groupMemory},
 	} {
