@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -276,8 +275,7 @@ func text(s *dataplane.State) string {
 			continue
 		}
 		for r := range s.All(typeURL) {
-			// The content of the version: which of equal contents shows a removal may differ.
-			out += fmt.Sprintf("%s %s %s %x\n", typeURL, r.Name, r.Version[strings.LastIndexByte(r.Version, '.')+1:], r.Body.GetValue())
+			out += fmt.Sprintf("%s %s %s %x\n", typeURL, r.Name, r.Version, r.Body.GetValue())
 		}
 	}
 	return out

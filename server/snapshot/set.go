@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	iradix "github.com/hashicorp/go-immutable-radix/v2"
+
+	"github.com/musterhq/muster/server/compile"
 )
 
 // Set is the resources of one type in one view of one snapshot. It is immutable
@@ -314,8 +316,9 @@ const touched = 16
 
 // touch gives one resource the edit's version where nothing but removals would: what
 // a client holds must show that it is past them, or a server that is behind could
-// bring back what was removed. DESIGN.md tells more.
-func (e *edit) touch() *Resource {
+// bring back what was removed. One of the view itself, where there is one, concerns
+// nobody else. DESIGN.md tells more.
+func (e *edit) touch(view compile.View) *Resource {
 	if !e.dirty || e.shown {
 		return nil
 	}
@@ -323,7 +326,9 @@ func (e *edit) touch() *Resource {
 	it := e.byName.Root().Iterator()
 	_, r, ok := it.Next()
 	for n := 0; ok && n < touched; n++ {
-		if len(r.content) == contentLen && (least == nil || len(r.Body) < len(least.Body)) {
+		own := r.view == view
+		if len(r.content) == contentLen && (least == nil || own && least.view != view ||
+			own == (least.view == view) && len(r.Body) < len(least.Body)) {
 			least = r
 		}
 		_, r, ok = it.Next()
@@ -339,6 +344,14 @@ func (e *edit) touch() *Resource {
 	}
 	e.insert(r)
 	return r
+}
+
+// move gives a resource the version that it got in another view.
+func (e *edit) move(r *Resource) {
+	if before, ok := e.byName.Get([]byte(r.Name)); ok && before.view == r.view && before.Version != r.Version {
+		e.forget(before)
+		e.insert(r)
+	}
 }
 
 func (e *edit) remove(name string) {

@@ -327,18 +327,43 @@ func (e *kindEdit) remove(name string) {
 	}
 }
 
+// touch moves versions on where nothing but removals would show, and returns the
+// resources of which it did. One that is of all views moves on in all of them: it
+// comes to a relay as one resource, and must not differ there.
+func (e *kindEdit) touch() (touched []*Resource) {
+	for view := range viewCount {
+		of := e.base
+		if view != compile.ViewAll {
+			of = e.views[view]
+		}
+		if of == nil {
+			continue
+		}
+		r := of.touch(view)
+		if r == nil {
+			continue
+		}
+		touched = append(touched, r)
+		if r.view != compile.ViewAll {
+			continue
+		}
+		e.baseEdit().move(r)
+		for other := compile.View(1); other < viewCount; other++ {
+			if v := e.viewEdit(other); v != nil {
+				v.move(r)
+			}
+		}
+	}
+	return touched
+}
+
 // commit returns the edited kind, or nil when nothing changed, and the resources
 // whose versions were moved on to show removals.
 func (e *kindEdit) commit() (_ *kind, touched []*Resource) {
 	k := *e.kind
 	changed := false
-	touch := func(of *edit) {
-		if r := of.touch(); r != nil {
-			touched = append(touched, r)
-		}
-	}
+	touched = e.touch()
 	if e.base != nil {
-		touch(e.base)
 		if set := e.base.commit(e.kind.base); set != nil {
 			k.base, changed = set, true
 		}
@@ -351,7 +376,6 @@ func (e *kindEdit) commit() (_ *kind, touched []*Resource) {
 		if e.split[view] {
 			before = e.kind.base
 		}
-		touch(v)
 		if set := v.commit(before); set != nil {
 			k.views[view], changed = set, true
 		}
