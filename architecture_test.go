@@ -88,9 +88,10 @@ var mayImport = map[string][]string{
 	"manifest":          {"proto"},
 	"dataplane":         {"manifest", "resource", "proto"},
 	"dataplane/gateway": {"dataplane", "resource", "proto"},
+	"server/ops":        nil,
 	"server":            {"dataplane", "raftstore", "manifest", "resource", "proto"},
 	"relay": {
-		"server/compile", "server/snapshot", "server/xds", "server/fleet", "server/auth", "server/downstream",
+		"server/compile", "server/snapshot", "server/xds", "server/fleet", "server/auth", "server/downstream", "server/ops",
 		"dataplane", "manifest", "resource", "proto",
 	},
 	"examples": {"dataplane", "proto"},

@@ -2,7 +2,6 @@ package relay
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"net"
 	"net/http"
@@ -17,6 +16,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/musterhq/muster/server/auth"
+	"github.com/musterhq/muster/server/ops"
 )
 
 // ports are the servers behind the listeners.
@@ -35,7 +35,7 @@ func (r *Relay) openPorts(parts *errgroup.Group) *ports {
 	r.relays.Register(p.xds)
 	parts.Go(func() error { return serving(p.xds.Serve(r.xds.Listener(r.ln))) })
 	if r.opsLn != nil {
-		p.ops = &http.Server{Handler: r.opsHandler(), ReadHeaderTimeout: 5 * time.Second}
+		p.ops = &http.Server{Handler: ops.Handler(r.Ready, promhttp.HandlerFor(r.metrics.registry, promhttp.HandlerOpts{})), ReadHeaderTimeout: 5 * time.Second}
 		parts.Go(func() error { return serving(p.ops.Serve(r.opsLn)) })
 	}
 	return p
@@ -107,29 +107,4 @@ const firstPublication = 2 * time.Second
 
 func (r *Relay) planes() auth.DataPlanes {
 	return auth.DataPlanes{TrustDomain: r.cfg.TrustDomain, Plaintext: r.certs == nil}
-}
-
-// opsHandler serves what operators' machines ask for: /healthz says that the
-// process answers, /readyz that it serves every group, /metrics the rest.
-func (r *Relay) opsHandler() http.Handler {
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { writeStatus(w, http.StatusOK, "ok", "") })
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if err := r.Ready(); err != nil {
-			writeStatus(w, http.StatusServiceUnavailable, "not ready", err.Error())
-			return
-		}
-		writeStatus(w, http.StatusOK, "ready", "")
-	})
-	mux.Handle("GET /metrics", promhttp.HandlerFor(r.metrics.registry, promhttp.HandlerOpts{}))
-	return mux
-}
-
-func writeStatus(w http.ResponseWriter, code int, state, reason string) {
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(code)
-	_ = json.NewEncoder(w).Encode(struct {
-		Status string `json:"status"`
-		Reason string `json:"reason,omitempty"`
-	}{state, reason})
 }

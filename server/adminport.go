@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"encoding/json"
 	"net/http"
 	"runtime/debug"
 	"time"
@@ -19,6 +18,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/musterhq/muster/server/auth"
+	"github.com/musterhq/muster/server/ops"
 )
 
 const (
@@ -94,31 +94,9 @@ func (s *Server) httpHandler() http.Handler {
 	return mux
 }
 
-// opsHandler serves what operators' machines ask for: /healthz says that the
-// process answers, /readyz that it serves, /metrics the rest, to callers with
+// opsHandler serves what operators' machines ask for, the metrics to callers with
 // the permission.
 func (s *Server) opsHandler(metrics auth.Permission) http.Handler {
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
-		writeStatus(w, http.StatusOK, "ok", "")
-	})
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if err := s.Ready(); err != nil {
-			writeStatus(w, http.StatusServiceUnavailable, "not ready", err.Error())
-			return
-		}
-		writeStatus(w, http.StatusOK, "ready", "")
-	})
 	exposition := promhttp.HandlerFor(s.metrics.registry, promhttp.HandlerOpts{})
-	mux.Handle("GET /metrics", s.auth.HTTP(metrics, exposition))
-	return mux
-}
-
-func writeStatus(w http.ResponseWriter, code int, state, reason string) {
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(code)
-	_ = json.NewEncoder(w).Encode(struct {
-		Status string `json:"status"`
-		Reason string `json:"reason,omitempty"`
-	}{state, reason})
+	return ops.Handler(s.Ready, s.auth.HTTP(metrics, exposition))
 }
