@@ -196,6 +196,48 @@ func TestADamagedJournalIsUsedUpToTheDamage(t *testing.T) {
 	}
 }
 
+// A process may die, or a machine lose its power, at any byte that it writes.
+func TestACacheThatEndsAnywhereIsWholeUpToSomeRevision(t *testing.T) {
+	const last = 5
+	d := newDisk(t)
+	d.history(last, 3) // the second generation begins with revision 3
+	bases, journals := d.files("g.*.base"), d.files("g.*.journal")
+	kept := map[string][]byte{}
+	for _, path := range append(slices.Clone(bases), journals...) {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		kept[path] = b
+	}
+	check := func(what string, least, most uint64) {
+		t.Helper()
+		got, ok := d.load("g", nil)
+		if !ok || got.Revision() < least || got.Revision() > most {
+			t.Fatalf("%s: %v %v, want a revision from %d to %d", what, got, ok, least, most)
+		}
+		var all []string
+		for r := uint64(1); r <= got.Revision(); r++ {
+			all = append(all, fmt.Sprintf("r%d@1.%d.aaaaaaaa", r, r))
+		}
+		want(t, what, names(got, ClusterType), strings.Join(all, " "))
+	}
+	cut := func(path string, n int) { d.edit(path, func([]byte) []byte { return kept[path][:n] }) }
+	newest := len(bases) - 1
+	before := uint64(0)
+	for n := range len(kept[journals[newest]]) + 1 {
+		cut(journals[newest], n)
+		check(fmt.Sprint("a journal of ", n, " bytes"), max(3, before), last)
+		got, _ := d.load("g", nil)
+		before = got.Revision() // more bytes, never less of them
+	}
+	check("all of it", last, last)
+	for n := range len(kept[bases[newest]]) {
+		cut(bases[newest], n)
+		check(fmt.Sprint("a base of ", n, " bytes"), 2, 2)
+	}
+}
+
 func TestNoByteOfACacheCanBeChangedUnnoticed(t *testing.T) {
 	d := newDisk(t)
 	wrote := d.history(3)

@@ -63,6 +63,16 @@ type Status struct {
 	Refused []Refusal
 }
 
+// Subscribe follows a group until ctx ends: New and Run in one, for who needs neither
+// State nor Status. Its errors are theirs.
+func Subscribe(ctx context.Context, cfg Config) error {
+	c, err := New(cfg)
+	if err != nil {
+		return err
+	}
+	return c.Run(ctx)
+}
+
 // New returns a client. Nothing happens before Run.
 func New(cfg Config) (*Client, error) {
 	cfg, err := cfg.withDefaults()

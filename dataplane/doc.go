@@ -17,6 +17,9 @@
 //	...
 //	err = client.Run(ctx)
 //
+// or, where neither its state nor its status is wanted, [Subscribe] with the same
+// configuration.
+//
 // # What a handler is given
 //
 // A muster server says what a revision consists of in a Manifest. The client

@@ -34,26 +34,23 @@ func Example() {
 	defer server.stop()
 
 	revisions := make(chan string)
-	client, err := dataplane.New(dataplane.Config{
-		Servers:  []string{server.addr}, // several: one that fails is left for another
-		Insecure: true,                  // on loopback; use TLS elsewhere
-		Group:    "edge",
-		NodeID:   "example-1",
-		TypeURLs: []string{dataplane.ClusterType},
-		Logger:   quiet,
-		Handler: dataplane.HandlerFunc(func(_ context.Context, u *dataplane.Update) error {
-			change := u.Types[dataplane.ClusterType]
-			revisions <- fmt.Sprintf("revision %d: + %v - %v", u.Revision, slices.Sorted(maps.Keys(change.Upsert)), change.Remove)
-			return nil
-		}),
-	})
-	if err != nil {
-		log.Fatal(err)
-	}
 	ctx, stop := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	running.Go(func() {
-		if err := client.Run(ctx); err != nil {
+		err := dataplane.Subscribe(ctx, dataplane.Config{
+			Servers:  []string{server.addr}, // several: one that fails is left for another
+			Insecure: true,                  // on loopback; use TLS elsewhere
+			Group:    "edge",
+			NodeID:   "example-1",
+			TypeURLs: []string{dataplane.ClusterType},
+			Logger:   quiet,
+			Handler: dataplane.HandlerFunc(func(_ context.Context, u *dataplane.Update) error {
+				change := u.Types[dataplane.ClusterType]
+				revisions <- fmt.Sprintf("revision %d: + %v - %v", u.Revision, slices.Sorted(maps.Keys(change.Upsert)), change.Remove)
+				return nil
+			}),
+		})
+		if err != nil {
 			log.Fatal(err)
 		}
 	})

@@ -87,7 +87,10 @@ func (s *State) fromRelay(types []string) *State {
 		for r := range s.All(RelayType) {
 			view, rest, _ := strings.Cut(r.Name, "|")
 			typeName, name, ok := strings.Cut(rest, "|")
-			if !ok || view != want || !slices.Contains(types, r.Body.GetTypeUrl()) || !strings.HasSuffix(r.Body.GetTypeUrl(), typeName) {
+			if !strings.Contains(typeName, "/") {
+				typeName = "type.googleapis.com/" + typeName
+			}
+			if !ok || view != want || r.Body.GetTypeUrl() != typeName || !slices.Contains(types, typeName) {
 				continue
 			}
 			found[r.Body.GetTypeUrl()] = append(found[r.Body.GetTypeUrl()], &Resource{Name: name, Version: r.Version, Body: r.Body})

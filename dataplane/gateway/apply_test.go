@@ -292,6 +292,65 @@ func TestNoRequestFailsWhileConfigurationChurns(t *testing.T) {
 	}
 }
 
+// What cannot be provisioned comes again and again, mixed with what can: it is
+// refused each time, and what serves goes on as it is.
+func TestNoRequestFailsWhileWhatIsRefusedComesIn(t *testing.T) {
+	urls := echoes(t, 2)
+	l := newLab(t, append(append(edsCluster("c", urls...), plugins()...), catchAll(to("/", "c")))...)
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	bad := clusterOf("c")
+	bad.LbPolicy = clusterv3.Cluster_MAGLEV
+	stop := make(chan struct{})
+	var load sync.WaitGroup
+	var sent, failed atomic.Int64
+	var failure atomic.Value
+	for range 4 {
+		load.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				sent.Add(1)
+				if a, err := l.try("GET", "/x"); err != nil || a.status != 200 || a.seen == nil {
+					failed.Add(1)
+					failure.Store(fmt.Sprint(err, a.status, a.body))
+				}
+			}
+		})
+	}
+	l.gw.cfg.HTTPSAddr = taken.Addr().String()
+	for i := range 100 {
+		name := fmt.Sprint("n", i)
+		switch i % 4 {
+		case 0:
+			l.refuses(res("c", bad), res(name, clusterOf(name)), assignmentOf(name, urls[0]))
+		case 1:
+			l.refuses(httpsListener(), vhost(name, []string{name + ".test/*"}, to("/", "c")))
+		case 2:
+			l.refuses(catchAll(`{"match":{"prefix":"/"}}`), assignmentOf("c", urls[i%2], urls[(i+1)%2]))
+		case 3:
+			l.refuses(res("key-auth", &corev3.TypedExtensionConfig{Name: "key-auth", TypedConfig: pack(&listenerv3.Listener{})}), res("muster", routeConfiguration()))
+		}
+	}
+	close(stop)
+	load.Wait()
+	if failed.Load() > 0 {
+		t.Errorf("%d of %d requests failed, the last: %v", failed.Load(), sent.Load(), failure.Load())
+	}
+	if sent.Load() < 50 {
+		t.Errorf("only %d requests were sent", sent.Load())
+	}
+	if got := l.shares(10, "/x"); got["a"] != 5 || got["b"] != 5 {
+		t.Errorf("afterwards: %v", got)
+	}
+}
+
 func TestClustersThatConnectTheSameWayKeepTheirConnections(t *testing.T) {
 	var opened atomic.Int64
 	up := httptest.NewUnstartedServer(echoHandler("a"))

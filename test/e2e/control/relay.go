@@ -28,9 +28,10 @@ func StartRelay(binary, dir, id string, upstream string, flags ...string) (*Rela
 }
 
 // StartAgent runs an agent of a group for one data plane.
-func StartAgent(binary, dir, group, nodeID string, servers string) (*Relay, error) {
+func StartAgent(binary, dir, group, nodeID string, servers string, flags ...string) (*Relay, error) {
 	return startRelay(binary, dir, nodeID, func(addr, data string) []string {
-		return []string{"agent", "--group", group, "--node-id", nodeID, "--servers", servers, "--addr", addr, "--data-dir", data}
+		args := []string{"agent", "--group", group, "--node-id", nodeID, "--servers", servers, "--addr", addr, "--data-dir", data}
+		return append(args, flags...)
 	})
 }
 
