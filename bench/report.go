@@ -73,8 +73,8 @@ func (r *report) failed(slack float64) []gate {
 }
 
 func (r *report) write(w io.Writer, how string) {
-	fmt.Fprintf(w, "Measured %s on %s/%s, %d CPUs, %s; %s.\n\n", time.Now().UTC().Format("2006-01-02"),
-		runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), cpuModel(), how)
+	fmt.Fprintf(w, "Measured %s on %s/%s, %d CPUs, %s; %s%s.\n\n", time.Now().UTC().Format("2006-01-02"),
+		runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), cpuModel(), how, loadAverage())
 	fmt.Fprintln(w, "| # | what | muster | floor | go-control-plane | muster/floor | peer/muster |")
 	fmt.Fprintln(w, "| --- | --- | --- | --- | --- | --- | --- |")
 	for _, x := range r.rows {
@@ -155,6 +155,19 @@ func scale(v []float64, by float64) []float64 {
 		out[i] = x * by
 	}
 	return out
+}
+
+// loadAverage is how many processes wanted a CPU of late, of this run and of others:
+// what the times beside it are worth. It is empty where it cannot be told.
+func loadAverage() string {
+	b, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		return ""
+	}
+	if f := strings.Fields(string(b)); len(f) >= 3 {
+		return fmt.Sprintf(", load average at the end %s (5 minutes), %s (15 minutes)", f[1], f[2])
+	}
+	return ""
 }
 
 // cpuModel names the processor, for the record beside the figures.
