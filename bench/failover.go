@@ -144,13 +144,13 @@ func (r *runner) failover(ctx context.Context) error {
 // killLeader kills the leader, waits until writes go on, brings it back and returns
 // the gap.
 func (c *cluster) killLeader(ctx context.Context, ch *churner) (time.Duration, error) {
-	st, err := c.nodes[0].ops.GetClusterStatus(asBench(ctx), &musterv1.GetClusterStatusRequest{})
-	if err != nil {
+	i := -1
+	if err := until(ctx, "the cluster has a leader", func() bool {
+		st, err := c.nodes[0].ops.GetClusterStatus(asBench(ctx), &musterv1.GetClusterStatusRequest{})
+		i = slices.IndexFunc(c.nodes[:], func(n *node) bool { return err == nil && n.id == st.GetLeaderId() })
+		return i >= 0
+	}); err != nil {
 		return 0, err
-	}
-	i := slices.IndexFunc(c.nodes[:], func(n *node) bool { return n.id == st.GetLeaderId() })
-	if i < 0 {
-		return 0, fmt.Errorf("no leader among the servers: %q", st.GetLeaderId())
 	}
 	killed := time.Now()
 	c.nodes[i].proc.kill()
