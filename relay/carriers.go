@@ -214,6 +214,9 @@ func (c *carriers) take(groups []*musterv1.RelayedGroup, foreign bool) {
 			c.groups[g.GetId()] = had
 		}
 		had.group, had.listed = g, true
+		if at := g.GetCreatedAt(); at != nil {
+			c.fleet.Created(g.GetId(), at.AsTime())
+		}
 	}
 	for id, had := range c.groups {
 		if !had.listed {

@@ -7,6 +7,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	musterv1 "github.com/musterhq/muster/proto/muster/v1"
 )
@@ -22,6 +25,8 @@ type listGroup struct {
 	ID     string            `json:"id"`
 	Name   string            `json:"name,omitempty"`
 	Labels map[string]string `json:"labels,omitempty"`
+	// Created is zero where the upstream does not tell.
+	Created time.Time `json:"created,omitzero"`
 	// GRPC: it has or had data planes that are gRPC's own xDS clients.
 	GRPC bool `json:"grpc,omitempty"`
 }
@@ -33,6 +38,9 @@ func (l groupList) messages() []*musterv1.RelayedGroup {
 	out := make([]*musterv1.RelayedGroup, len(l.Groups))
 	for i, g := range l.Groups {
 		out[i] = &musterv1.RelayedGroup{Id: g.ID, Name: g.Name, Labels: g.Labels}
+		if !g.Created.IsZero() {
+			out[i].CreatedAt = timestamppb.New(g.Created)
+		}
 	}
 	return out
 }
@@ -40,7 +48,11 @@ func (l groupList) messages() []*musterv1.RelayedGroup {
 func listOf(groups []*musterv1.RelayedGroup) groupList {
 	var l groupList
 	for _, g := range groups {
-		l.Groups = append(l.Groups, listGroup{ID: g.GetId(), Name: g.GetName(), Labels: g.GetLabels()})
+		of := listGroup{ID: g.GetId(), Name: g.GetName(), Labels: g.GetLabels()}
+		if g.GetCreatedAt() != nil {
+			of.Created = g.GetCreatedAt().AsTime()
+		}
+		l.Groups = append(l.Groups, of)
 	}
 	return l
 }

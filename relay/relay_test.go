@@ -145,6 +145,29 @@ func TestAWaitAtTheCentreHurriesRelaysBelowRelays(t *testing.T) {
 	eventually(t, "nobody waits any more", func() bool { return !site.fleet.Waiting() })
 }
 
+// TestAGroupThatIsMadeAgainIsSeenWithWhoIsThere deletes a group and makes another of
+// its id: the data planes below a relay are seen there, once, with what they hold of it.
+func TestAGroupThatIsMadeAgainIsSeenWithWhoIsThere(t *testing.T) {
+	c := newCentre(t)
+	c.group("edge", nil)
+	c.service("edge", "s", 80)
+	region := newRelay(t, "region", []string{c.addr()})
+	newPlane(t, "p", "edge", []string{region.addr()})
+	synced := func(rev uint64) func() bool {
+		return func() bool {
+			got := c.planes("edge").GetDataPlanes()
+			return len(got) == 1 && got[0].GetRelay() == "region" && got[0].GetRevision() == rev &&
+				got[0].GetState() == musterv1.DataPlaneState_DATA_PLANE_STATE_SYNCED
+		}
+	}
+	eventually(t, "it is seen", synced(1))
+	if _, err := c.srv.Admin().DeleteGroup(c.as(), &musterv1.DeleteGroupRequest{Group: "edge", Force: true}); err != nil {
+		t.Fatal(err)
+	}
+	c.group("edge", nil)
+	eventually(t, "it is seen in the group that was made again", synced(c.service("edge", "other", 80)))
+}
+
 func TestDataPlanesMoveBetweenRelayAndServerWithoutFetching(t *testing.T) {
 	c := newCentre(t)
 	c.group("edge", nil)

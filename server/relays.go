@@ -25,7 +25,7 @@ func (r relayedGroups) Groups() ([]*musterv1.RelayedGroup, error) {
 	}
 	var out []*musterv1.RelayedGroup
 	for g := range r.srv.store.State().Groups() {
-		out = append(out, &musterv1.RelayedGroup{Id: g.ID(), Name: g.Meta().GetName(), Labels: g.Meta().GetLabels()})
+		out = append(out, &musterv1.RelayedGroup{Id: g.ID(), Name: g.Meta().GetName(), Labels: g.Meta().GetLabels(), CreatedAt: g.Meta().GetCreatedAt()})
 	}
 	return out, nil
 }

@@ -127,8 +127,9 @@ type attendance struct {
 	may    auth.Carrier
 	number uint64 // of the stream, at the fleet
 
-	told    *musterv1.RelayedGroups // as last sent
+	groups  *musterv1.RelayedGroups // that the relay may carry, as last looked at
 	carries map[string]bool         // their ids
+	untold  bool                    // they were not sent yet
 	urgent  bool                    // as last sent
 }
 
@@ -164,6 +165,7 @@ func (a *attendance) run(requests <-chan *musterv1.AttendRequest, ended <-chan e
 	defer stop()
 	tick := time.NewTicker(lookInterval)
 	defer tick.Stop()
+	a.look()
 	if err := a.tell(0); err != nil {
 		return err
 	}
@@ -180,6 +182,9 @@ func (a *attendance) run(requests <-chan *musterv1.AttendRequest, ended <-chan e
 			if report == nil {
 				return status.Error(codes.InvalidArgument, "a request that is neither a first hello nor a report")
 			}
+			// Of the groups as they are now: since they were told one may have gone, or
+			// another have come in its place.
+			a.look()
 			a.cfg.Fleet.RelayReported(a.hello.GetRelay(), a.number, report, func(group, node string) bool {
 				return a.carries[group] && (node == "" || a.may.Tells(node))
 			})
@@ -188,10 +193,11 @@ func (a *attendance) run(requests <-chan *musterv1.AttendRequest, ended <-chan e
 			changed = true
 			continue // a busy store changes often; the next tick is soon
 		case <-tick.C:
-			if !changed && a.told != nil && a.urgent == a.cfg.Fleet.Waiting() {
+			if !changed && a.groups != nil && a.urgent == a.cfg.Fleet.Waiting() {
 				continue
 			}
 			changed = false
+			a.look()
 		}
 		if err := a.tell(received); err != nil {
 			return err
@@ -199,19 +205,29 @@ func (a *attendance) run(requests <-chan *musterv1.AttendRequest, ended <-chan e
 	}
 }
 
+// look finds out which groups the relay may carry now. Groups that are not known yet
+// are looked at later: no list is not an empty list.
+func (a *attendance) look() {
+	all, err := a.cfg.Groups.Groups()
+	if err != nil {
+		return
+	}
+	groups := a.selected(all)
+	if a.groups != nil && proto.Equal(groups, a.groups) {
+		return
+	}
+	a.groups, a.untold = groups, true
+	a.carries = make(map[string]bool, len(groups.GetGroups()))
+	for _, g := range groups.GetGroups() {
+		a.carries[g.GetId()] = true
+	}
+}
+
 // tell sends what the relay does not know yet.
 func (a *attendance) tell(received uint64) error {
 	resp := &musterv1.AttendResponse{Received: received, Urgent: a.cfg.Fleet.Waiting()}
-	// Groups that are not known yet are told later: no list is not an empty list.
-	if all, err := a.cfg.Groups.Groups(); err == nil {
-		groups := a.selected(all)
-		if a.told == nil || !proto.Equal(groups, a.told) {
-			resp.Groups, a.told = groups, groups
-			a.carries = make(map[string]bool, len(groups.GetGroups()))
-			for _, g := range groups.GetGroups() {
-				a.carries[g.GetId()] = true
-			}
-		}
+	if a.untold {
+		resp.Groups, a.untold = a.groups, false
 	}
 	if resp.Groups == nil && received == 0 && resp.Urgent == a.urgent {
 		return nil

@@ -103,7 +103,8 @@ func (c Config) slack() int { return c.RememberOffline / 8 }
 
 // Created tells when the group that has an id was created, before its first
 // snapshot is. A group that was deleted and made again is another group, whose
-// data planes so far are forgotten but for those that are connected here.
+// data planes so far are forgotten but for those that are connected here, which are
+// told anew.
 func (r *Registry) Created(groupID string, at time.Time) {
 	g := r.group(groupID)
 	g.mu.Lock()
@@ -114,8 +115,16 @@ func (r *Registry) Created(groupID string, at time.Time) {
 			if !p.live() {
 				delete(g.planes, id)
 				g.order.Remove(p.place)
+				continue
+			}
+			r.changed(g, p)
+		}
+		for _, of := range g.below {
+			for _, p := range of {
+				g.order.Remove(p.place)
 			}
 		}
+		clear(g.below)
 		clear(g.remote)
 	}
 	g.mu.Unlock()

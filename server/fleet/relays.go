@@ -115,7 +115,7 @@ func (r *Registry) RelayReported(id string, number uint64, report *musterv1.Rela
 		}
 		for _, m := range told {
 			before := of[m.GetId()]
-			if before == nil && len(of) >= relayPlaneLimit || !nodeIDLike(m.GetId()) || !allowed(groupID, m.GetId()) {
+			if before == nil && len(of) >= relayPlaneLimit || !nodeIDLike(m.GetId()) || !g.isOf(m) || !allowed(groupID, m.GetId()) {
 				continue
 			}
 			p := planeOf(m, m.GetState() != offline)

@@ -2,8 +2,12 @@ package fleet
 
 import (
 	"fmt"
+	"slices"
+	"strings"
 	"testing"
 	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	musterv1 "github.com/musterhq/muster/proto/muster/v1"
 )
@@ -62,5 +66,42 @@ func TestAReportOnADataPlaneCostsNoLookAtTheOthers(t *testing.T) {
 	few, many := cost(10), cost(20_000)
 	if many > 20*few {
 		t.Errorf("a report costs %s below a relay of 10 data planes and %s below one of 20,000", few, many)
+	}
+}
+
+// A group that was deleted and made again under its id is another group: what a relay
+// that has not heard of it tells is of the one before.
+func TestARelaysReportOnAnEarlierGroupIsNotTaken(t *testing.T) {
+	r, _ := newRegistry(t)
+	first, second := time.Unix(100, 0).UTC(), time.Unix(200, 0).UTC()
+	r.Created("g", first)
+	r.Published("g", rev(1))
+	number := r.RelayJoined("relay-1", "test", "127.0.0.1:1")
+	report := func(id string, created *timestamppb.Timestamp) {
+		r.RelayReported("relay-1", number, &musterv1.RelayReport{DataPlanes: []*musterv1.DataPlane{
+			{Id: id, Group: "g", GroupCreatedAt: created, State: musterv1.DataPlaneState_DATA_PLANE_STATE_SYNCED},
+		}}, anything)
+	}
+	seen := func() string {
+		var ids []string
+		for _, p := range r.List("g", ListOptions{}) {
+			ids = append(ids, p.GetId())
+		}
+		slices.Sort(ids)
+		return strings.Join(ids, " ")
+	}
+	report("a", timestamppb.New(first))
+	report("old-relay", nil)
+	if got := seen(); got != "a old-relay" {
+		t.Errorf("before: %q", got)
+	}
+	r.Created("g", second)
+	report("b", timestamppb.New(first))
+	if got := seen(); got != "" {
+		t.Errorf("of the group before: %q", got)
+	}
+	report("b", timestamppb.New(second))
+	if got := seen(); got != "b" {
+		t.Errorf("of this group: %q", got)
 	}
 }

@@ -515,10 +515,12 @@ func (x *RelayedGroups) GetGroups() []*RelayedGroup {
 
 // RelayedGroup is a group that a relay may carry.
 type RelayedGroup struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	Labels        map[string]string      `protobuf:"bytes,3,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Id     string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name   string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Labels map[string]string      `protobuf:"bytes,3,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Tells it from an earlier group of the id. Unset by servers that do not say.
+	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -574,6 +576,13 @@ func (x *RelayedGroup) GetLabels() map[string]string {
 	return nil
 }
 
+func (x *RelayedGroup) GetCreatedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreatedAt
+	}
+	return nil
+}
+
 var File_muster_v1_relay_proto protoreflect.FileDescriptor
 
 const file_muster_v1_relay_proto_rawDesc = "" +
@@ -616,11 +625,13 @@ const file_muster_v1_relay_proto_rawDesc = "" +
 	"\breceived\x18\x02 \x01(\x04R\breceived\x12\x16\n" +
 	"\x06urgent\x18\x03 \x01(\bR\x06urgent\"@\n" +
 	"\rRelayedGroups\x12/\n" +
-	"\x06groups\x18\x01 \x03(\v2\x17.muster.v1.RelayedGroupR\x06groups\"\xaa\x01\n" +
+	"\x06groups\x18\x01 \x03(\v2\x17.muster.v1.RelayedGroupR\x06groups\"\xe5\x01\n" +
 	"\fRelayedGroup\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12;\n" +
-	"\x06labels\x18\x03 \x03(\v2#.muster.v1.RelayedGroup.LabelsEntryR\x06labels\x1a9\n" +
+	"\x06labels\x18\x03 \x03(\v2#.muster.v1.RelayedGroup.LabelsEntryR\x06labels\x129\n" +
+	"\n" +
+	"created_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x012Q\n" +
@@ -666,13 +677,14 @@ var file_muster_v1_relay_proto_depIdxs = []int32{
 	6,  // 8: muster.v1.AttendResponse.groups:type_name -> muster.v1.RelayedGroups
 	7,  // 9: muster.v1.RelayedGroups.groups:type_name -> muster.v1.RelayedGroup
 	9,  // 10: muster.v1.RelayedGroup.labels:type_name -> muster.v1.RelayedGroup.LabelsEntry
-	0,  // 11: muster.v1.RelayService.Attend:input_type -> muster.v1.AttendRequest
-	5,  // 12: muster.v1.RelayService.Attend:output_type -> muster.v1.AttendResponse
-	12, // [12:13] is the sub-list for method output_type
-	11, // [11:12] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	11, // 11: muster.v1.RelayedGroup.created_at:type_name -> google.protobuf.Timestamp
+	0,  // 12: muster.v1.RelayService.Attend:input_type -> muster.v1.AttendRequest
+	5,  // 13: muster.v1.RelayService.Attend:output_type -> muster.v1.AttendResponse
+	13, // [13:14] is the sub-list for method output_type
+	12, // [12:13] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_muster_v1_relay_proto_init() }
