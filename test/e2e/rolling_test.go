@@ -36,9 +36,14 @@ import (
 	"github.com/musterhq/muster/test/e2e/ports"
 )
 
-// maxWriteGap bounds how long writes may pause while a server of three is
-// restarted in order; a machine that does other work besides may need more.
-const maxWriteGap = time.Second
+// How long writes may pause while a server of three is restarted in order: on a
+// machine that does other work besides, where writes pause anyway, by some times
+// that longer, within reason.
+const (
+	writeGap       = 100 * time.Millisecond
+	writeGapFactor = 8
+	maxWriteGap    = time.Second
+)
 
 // rollingCluster is three servers, each a process, with TLS on every port.
 type rollingCluster struct {
@@ -401,7 +406,10 @@ func TestARollingRestartUnderLoadFailsNoRequestAndMovesNoDataPlaneBack(t *testin
 	})
 
 	time.Sleep(time.Second)
-	t.Logf("before any restart the longest pause between writes is %s", time.Duration(gap.Load()).Round(time.Millisecond))
+	usual := time.Duration(gap.Load())
+	allowed := min(writeGap+writeGapFactor*usual, maxWriteGap)
+	t.Logf("before any restart the longest pause between writes is %s; at a restart %s are allowed",
+		usual.Round(time.Millisecond), allowed.Round(time.Millisecond))
 	for step := range 6 {
 		i := step % 3
 		if step >= 3 {
@@ -419,8 +427,8 @@ func TestARollingRestartUnderLoadFailsNoRequestAndMovesNoDataPlaneBack(t *testin
 		c.settled()
 		pause := time.Duration(gap.Load())
 		t.Logf("step %d: s%d, %s, restarted: writes paused for %s", step+1, i, role, pause.Round(time.Millisecond))
-		if pause > maxWriteGap {
-			t.Errorf("step %d: writes paused for %s, at most %s are allowed", step+1, pause, maxWriteGap)
+		if pause > allowed {
+			t.Errorf("step %d: writes paused for %s, at most %s are allowed", step+1, pause, allowed)
 		}
 	}
 	stopWriting()
