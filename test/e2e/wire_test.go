@@ -173,7 +173,7 @@ func TestAChangeCostsBytesOfItsOwnSize(t *testing.T) {
 // when there are many. Credentials are spread over shards; a changed key changes the
 // shard that it leaves and the one that it comes to.
 func TestAConsumerAmongTenThousand(t *testing.T) {
-	const consumers, most = 10_000, 10_000
+	const consumers, most = 10_000, 18_000
 	a := startBackend(t, "a")
 	s := newSite(t, 0)
 	s.group(t, "many")

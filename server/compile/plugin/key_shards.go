@@ -19,9 +19,9 @@ import (
 // changed key costs a shard. The number is fixed: another would move keys from
 // shards that data planes have to some that they do not have yet.
 const (
-	KeyShards = 128
+	KeyShards = 64
 	// keyBlock is how many shards are told apart at a time.
-	keyBlock = 16
+	keyBlock = 8
 )
 
 // KeyShard returns the shard of a key. Envoy hashes the key behind `Bearer `, which
