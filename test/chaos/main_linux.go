@@ -30,6 +30,7 @@ type options struct {
 	limit    time.Duration
 	failFast bool
 	prove    bool
+	alone    bool
 	check    bool
 	save     string
 	page     string
@@ -62,6 +63,7 @@ func start() (int, error) {
 	flag.BoolVar(&o.failFast, "fail-fast", false, "end at the first violation")
 	flag.BoolVar(&o.prove, "prove", false, "lie to the oracle, and fail unless it notices")
 	flag.BoolVar(&o.check, "check", false, "only tell whether this machine can run the tests, and why not")
+	flag.BoolVar(&o.alone, "alone", false, "the machine does nothing else: what is timed is told apart")
 	flag.StringVar(&o.save, "save", "", "file for the tally, as JSON")
 	flag.StringVar(&o.page, "page", "", "file for the tally as a page, docs/reliability.md")
 	flag.StringVar(&o.from, "from", "", "files of tallies, separated by commas, to write the page of, without a run")
@@ -151,7 +153,6 @@ func pageOf(o options) error {
 			return err
 		}
 		sum.merge(t)
-		sum.Commit, sum.Date = t.Commit, t.Date
 	}
 	return sum.writePage(o.page)
 }
@@ -174,6 +175,7 @@ func inside(ctx context.Context, o options, faults []fault, plan []schedule, out
 	}
 	t := newTally(faults)
 	t.Commit, t.Date, t.Race = os.Getenv(sourceEnv), time.Now().UTC().Format("2 January 2006"), o.race
+	t.alone = o.alone
 	r := &runner{lab: l, out: out, keep: o.keep, tally: t}
 	for _, s := range plan {
 		if ctx.Err() != nil || (o.limit > 0 && l.now() > o.limit) || (o.failFast && t.Violations > 0) {

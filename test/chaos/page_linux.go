@@ -43,6 +43,24 @@ var why = map[string]string{
 	"17": "not run yet",
 }
 
+// pauses writes a table of how long writes paused; nothing when nothing was timed.
+func (t *tally) pauses(p func(format string, args ...any), when string, gaps map[string][]time.Duration) {
+	if len(gaps) == 0 {
+		return
+	}
+	p("%s\n\n| fault | p50 | p99 | max | faults | target |\n| --- | ---: | ---: | ---: | ---: | --- |\n", when)
+	targets := map[string]string{
+		gapKill: "p99 < 2 s", gapHandover: "< 100 ms", gapTerm: "< 100 ms", gapRolling: "< 100 ms a step",
+		gapDisk: fmt.Sprintf("< %s (limit of the watchdog) + 2 s", diskTimeout),
+	}
+	for _, g := range allGaps() {
+		if list := gaps[g]; len(list) > 0 {
+			p("| %s | %s | %s | %s | %d | %s |\n", g, ms(quantile(list, 0.5)), ms(quantile(list, 0.99)), ms(quantile(list, 1)), len(list), cmp.Or(targets[g], "-"))
+		}
+	}
+	p("\n")
+}
+
 // page writes docs/reliability.md.
 func (t *tally) page(out io.Writer) {
 	p := func(format string, args ...any) { fmt.Fprintf(out, format, args...) }
@@ -69,17 +87,9 @@ func (t *tally) page(out io.Writer) {
 	}
 	p("\n*Whole again* is the time from the end of the fault until every server runs, is ready, has\na vote and agrees on the leader; it includes the start of processes that had ended. Data planes\nheld the newest revision %s (p50) and %s (p99) after that.\n\n", ms(quantile(t.Converged, 0.5)), ms(quantile(t.Converged, 0.99)))
 
-	p("## How long writes pause\n\nThe longest time without an acknowledged write around the fault, with five clients writing.\nA machine that is busy with other work adds pauses of its own: see its load average below.\n\n")
-	p("| fault | p50 | p99 | max | faults | target |\n| --- | ---: | ---: | ---: | ---: | --- |\n")
-	targets := map[string]string{
-		gapKill: "p99 < 2 s", gapHandover: "< 100 ms", gapTerm: "< 100 ms", gapRolling: "< 100 ms a step",
-		gapDisk: fmt.Sprintf("< %s (limit of the watchdog) + 2 s", diskTimeout),
-	}
-	for _, g := range allGaps() {
-		if list := t.Gaps[g]; len(list) > 0 {
-			p("| %s | %s | %s | %s | %d | %s |\n", g, ms(quantile(list, 0.5)), ms(quantile(list, 0.99)), ms(quantile(list, 1)), len(list), cmp.Or(targets[g], "-"))
-		}
-	}
+	p("## How long writes pause\n\nThe longest time without an acknowledged write around the fault, with five clients writing.\nA machine that is busy with other work adds pauses of its own.\n\n")
+	t.pauses(p, "With nothing else on the machine:", t.Alone)
+	t.pauses(p, "While the machine did other work besides:", t.Gaps)
 
 	p("\n## Every kind of fault\n\n| row | fault | done | violations |\n| --- | --- | ---: | ---: |\n")
 	for _, row := range published {
@@ -177,9 +187,5 @@ func machine() string {
 	if data, err := os.ReadFile("/proc/sys/kernel/osrelease"); err == nil {
 		kernel = "Linux " + strings.TrimSpace(string(data))
 	}
-	load := "unknown"
-	if data, err := os.ReadFile("/proc/loadavg"); err == nil {
-		load, _, _ = strings.Cut(string(data), " ")
-	}
-	return fmt.Sprintf("%d × %s, %s, %s, load average %s at the end", runtime.NumCPU(), model, kernel, runtime.Version(), load)
+	return fmt.Sprintf("%d × %s, %s, %s", runtime.NumCPU(), model, kernel, runtime.Version())
 }

@@ -13,7 +13,9 @@ import (
 // tally is what a run, or several, came to. It is kept as JSON.
 type tally struct {
 	Rows []*rowTally // in the order of the table
-	Gaps map[string][]time.Duration
+	// Gaps are the pauses of writes by the measure they belong to; Alone those of
+	// runs beside which the machine did nothing else.
+	Gaps, Alone map[string][]time.Duration
 	// Whole and Converged are the recoveries of all faults.
 	Whole, Converged []time.Duration
 
@@ -26,6 +28,8 @@ type tally struct {
 	// Commit is the state of the source that was built, Date when.
 	Commit, Date string
 	Race         bool
+
+	alone bool // the machine does nothing else
 }
 
 type rowTally struct {
@@ -35,7 +39,7 @@ type rowTally struct {
 }
 
 func newTally(faults []fault) *tally {
-	t := &tally{Gaps: map[string][]time.Duration{}}
+	t := &tally{Gaps: map[string][]time.Duration{}, Alone: map[string][]time.Duration{}}
 	for _, f := range faults {
 		t.row(f.row, f.name)
 	}
@@ -59,7 +63,11 @@ func (t *tally) add(f fault, gap time.Duration, rec recovery, took time.Duration
 	r.Whole = append(r.Whole, rec.whole)
 	t.Faults++
 	t.Took += took
-	if f.gap != "" {
+	switch {
+	case f.gap == "":
+	case t.alone:
+		t.Alone[f.gap] = append(t.Alone[f.gap], gap)
+	default:
 		t.Gaps[f.gap] = append(t.Gaps[f.gap], gap)
 	}
 	t.Whole = append(t.Whole, rec.whole)
@@ -96,6 +104,9 @@ func (t *tally) merge(o *tally) {
 	for k, v := range o.Gaps {
 		t.Gaps[k] = append(t.Gaps[k], v...)
 	}
+	for k, v := range o.Alone {
+		t.Alone[k] = append(t.Alone[k], v...)
+	}
 	t.Whole, t.Converged = append(t.Whole, o.Whole...), append(t.Converged, o.Converged...)
 	t.Faults += o.Faults
 	t.Violations += o.Violations
@@ -108,6 +119,10 @@ func (t *tally) merge(o *tally) {
 	t.Resources += o.Resources
 	t.Seeds, t.Bad = append(t.Seeds, o.Seeds...), append(t.Bad, o.Bad...)
 	t.Took += o.Took
+	if !strings.Contains(t.Commit, o.Commit) {
+		t.Commit = strings.TrimPrefix(t.Commit+", "+o.Commit, ", ")
+	}
+	t.Date = o.Date
 }
 
 // save keeps the tally in a file.
@@ -151,7 +166,7 @@ func (t *tally) print(out io.Writer) {
 	}
 	fmt.Fprintf(out, "\n%d faults, %d violations, %.1f s a fault\n", t.Faults, t.Violations, t.Took.Seconds()/float64(max(t.Faults, 1)))
 	for _, g := range allGaps() {
-		if list := t.Gaps[g]; len(list) > 0 {
+		if list := slices.Concat(t.Gaps[g], t.Alone[g]); len(list) > 0 {
 			fmt.Fprintf(out, "pause of writes, %s: p50 %s, p99 %s, max %s (%d)\n", g, ms(quantile(list, 0.5)), ms(quantile(list, 0.99)), ms(quantile(list, 1)), len(list))
 		}
 	}
