@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -188,6 +189,60 @@ func TestADrainedServiceSendsRelaysElsewhere(t *testing.T) {
 		}
 		if _, err := served(t, s, true); status.Code(err) != codes.Unavailable {
 			t.Errorf("a later stream ended with %v", err)
+		}
+	})
+}
+
+// shifting are groups that a test changes.
+type shifting struct {
+	two
+	mu  sync.Mutex
+	all []*musterv1.RelayedGroup
+}
+
+func (s *shifting) Groups() ([]*musterv1.RelayedGroup, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.all, nil
+}
+
+func (s *shifting) become(all ...*musterv1.RelayedGroup) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.all = all
+}
+
+// A relay that follows the group named first reports on its id, which by now is
+// another group's.
+func TestAReportIsJudgedByTheGroupsThatThereAreNow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		groups := &shifting{}
+		groups.become(&musterv1.RelayedGroup{Id: "a", Name: "first"})
+		s := service()
+		s.cfg.Groups = groups
+		s.cfg.Fleet.Published("a", fleet.Version{Epoch: 1, Revision: 1})
+		ctx, cancel := context.WithCancel(t.Context())
+		a := &attend{ctx: ctx, requests: make(chan *musterv1.AttendRequest)}
+		ended := make(chan error, 1)
+		go func() { ended <- s.Attend(a) }()
+		report := func(id string) {
+			a.requests <- &musterv1.AttendRequest{Request: &musterv1.AttendRequest_Report{Report: &musterv1.RelayReport{
+				DataPlanes: []*musterv1.DataPlane{{Id: id, Group: "a", State: musterv1.DataPlaneState_DATA_PLANE_STATE_SYNCED}},
+			}}}
+			synctest.Wait()
+		}
+		a.requests <- hello(func(h *musterv1.RelayHello) { h.Groups = []string{"first"} })
+		synctest.Wait()
+		report("one")
+		groups.become(&musterv1.RelayedGroup{Id: "a", Name: "another"})
+		report("two")
+		seen := s.cfg.Fleet.List("a", fleet.ListOptions{})
+		if len(seen) != 1 || seen[0].GetId() != "one" {
+			t.Errorf("seen are %v", seen)
+		}
+		cancel()
+		if err := <-ended; err == nil {
+			t.Error("the stream ended well without its context")
 		}
 	})
 }
