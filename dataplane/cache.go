@@ -275,7 +275,7 @@ func (c *cache) append(before, after *State, u *Update) (int, error) {
 	if err := c.frames.write(payload); err != nil {
 		return c.frames.n - size, err
 	}
-	err = c.journal.Sync()
+	err = syncData(c.journal)
 	if err == nil && c.strict {
 		err = c.writeFloor(rec.Epoch, rec.Revision)
 	}
