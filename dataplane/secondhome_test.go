@@ -265,6 +265,22 @@ func TestWhatADataPlaneWroteIsNotForRelays(t *testing.T) {
 	}
 }
 
+func TestAVariantSharesNothingButTheStore(t *testing.T) {
+	at := newShelf()
+	h := home(t, at)
+	put(t, h, relayed(t, 1, 7, nil, "usual"), RelayType)
+	put(t, h.Variant("grpc"), relayed(t, 1, 3, nil, "of gRPC clients"), RelayType)
+	for of, want := range map[*SecondHome]uint64{h: 7, h.Variant("grpc"): 3} {
+		s, err := of.newest(t.Context(), "id-of-g", []string{RelayType}, version{}, nil)
+		if err != nil || s.Revision() != want {
+			t.Errorf("variant %q has %v, %v", of.variant, s, err)
+		}
+	}
+	if len(at.names()) != 2 {
+		t.Errorf("there is %v", at.names())
+	}
+}
+
 func TestAGroupIsFoundByItsNames(t *testing.T) {
 	at := newShelf()
 	k := &keeper{home: home(t, at), group: "g", alias: "../the group", types: []string{RelayType}, log: slog.New(slog.DiscardHandler), hook: func(SecondHomeWritten) {}}

@@ -68,15 +68,16 @@ func TestWhoStartsFromTheSecondHomeHasWhatItWouldHaveAtTheRelay(t *testing.T) {
 	for _, name := range []string{"one", "two", "three"} {
 		c.service("edge", name, 80)
 	}
+	c.remove("edge", "two")
 	at := s3(t)
 	keeping := func(cfg *Config) { cfg.SecondHome, cfg.KeepInSecondHome = homeAt(t, at, pub), true }
 	// Two write the same: one does, or both the same object.
 	r, other := newRelay(t, "r", []string{c.addr()}, keeping), newRelay(t, "other", []string{c.addr()}, keeping)
 	below := newPlane(t, "below", "edge", []string{r.addr()})
-	eventually(t, "it has its group", below.at(3))
+	eventually(t, "it has its group", below.at(4))
 	for _, each := range []*testRelay{r, other} {
 		eventually(t, "what is served is in the second home", func() bool {
-			return valueOf(each.metrics.home.revision.WithLabelValues("id-of-edge")) == 3
+			return valueOf(each.metrics.home.revision.WithLabelValues("id-of-edge")) == 4
 		})
 	}
 	want := text(below.State())
@@ -86,11 +87,20 @@ func TestWhoStartsFromTheSecondHomeHasWhatItWouldHaveAtTheRelay(t *testing.T) {
 		}
 	}
 
-	moved := newPlane(t, "moved", "edge", []string{nobody}, func(cfg *dataplane.Config) { cfg.SecondHome = homeAt(t, at, pub) })
-	eventually(t, "a data plane with nothing has it", moved.at(3))
+	away := newLink(t, c.addr())
+	away.set(true, false)
+	moved := newPlane(t, "moved", "edge", []string{away.addr()}, func(cfg *dataplane.Config) { cfg.SecondHome = homeAt(t, at, pub) })
+	eventually(t, "a data plane with nothing has it", moved.at(4))
 	if got := text(moved.State()); got != want {
 		t.Errorf("it has\n%s\nwant\n%s", got, want)
 	}
+	away.set(false, false)
+	eventually(t, "a server confirms it", func() bool { return moved.Status().Server != "" && !moved.Status().Cached })
+	moved.mu.Lock()
+	if moved.fetched > 0 {
+		t.Errorf("it fetched %d resources that it had", moved.fetched)
+	}
+	moved.mu.Unlock()
 
 	l := newLink(t, c.addr())
 	l.set(true, false)
@@ -98,7 +108,7 @@ func TestWhoStartsFromTheSecondHomeHasWhatItWouldHaveAtTheRelay(t *testing.T) {
 		cfg.Groups, cfg.SecondHome, cfg.ManifestKeys = []string{"edge"}, homeAt(t, at, pub), []ed25519.PublicKey{pub}
 	})
 	beside := newPlane(t, "beside", "edge", []string{agent.addr()})
-	eventually(t, "an agent with nothing serves it", beside.at(3))
+	eventually(t, "an agent with nothing serves it", beside.at(4))
 	if got := text(beside.State()); got != want {
 		t.Errorf("beside the agent there is\n%s\nwant\n%s", got, want)
 	}
@@ -112,7 +122,7 @@ func TestWhoStartsFromTheSecondHomeHasWhatItWouldHaveAtTheRelay(t *testing.T) {
 		groups := agent.carriers.all()
 		return len(groups) == 1 && groups[0].group.GetId() == "id-of-edge"
 	})
-	if kept, err := homeAt(t, at).Snapshots(t.Context(), "edge"); err != nil || kept[0].Revision != 3 {
+	if kept, err := homeAt(t, at).Snapshots(t.Context(), "edge"); err != nil || kept[0].Revision != 4 {
 		t.Errorf("an agent has written: %v, %v", kept, err)
 	}
 }
