@@ -189,7 +189,8 @@ func TestADataPlaneThatIsCutOffFollowsTheSecondHome(t *testing.T) {
 	ads.set(map[string][]string{ClusterType: {"a@1.1.aaaaaaaa"}})
 	at := newShelf()
 	h := home(t, at)
-	cfg := config(&gatherer{}, ads)
+	g := &gatherer{}
+	cfg := config(g, ads)
 	cfg.SecondHome, cfg.Timing.SecondHomeRetry = h, 20*time.Millisecond
 	c, _ := run(t, cfg)
 	eventually(t, "configured", func() bool { return c.Status().Revision == 2 })
@@ -200,6 +201,8 @@ func TestADataPlaneThatIsCutOffFollowsTheSecondHome(t *testing.T) {
 	backup(t, other, h, 3)
 	eventually(t, "what others have", func() bool { return c.Status().Revision == 3 && c.Status().Cached })
 	want(t, "in service", names(c.State(), ClusterType), "c@1.3.cccccccc")
+	updates := g.all()
+	want(t, "the update", changes(updates[len(updates)-1]), "Cluster+c=c@1.3.cccccccc Cluster-a")
 	// And it does not go back with a server that has not come so far.
 	ads.fail(nil)
 	eventually(t, "the server is behind", func() bool { return errors.Is(c.Status().LastError, errBehind) })
@@ -218,7 +221,12 @@ func TestARelayDoesNotGoBackWithTheSecondHome(t *testing.T) {
 			t.Fatal(err)
 		}
 		log := &logged{}
-		cfg := config(&gatherer{})
+		cfg := config(&gatherer{answer: func(*Update) error {
+			if len(d.files("g.*.base")) == 0 {
+				t.Error("it is served before it is on disk")
+			}
+			return nil
+		}})
 		cfg.Servers, cfg.CacheDir, cfg.SecondHome, cfg.WriteAhead = []string{"127.0.0.1:1"}, d.dir, h, true
 		cfg.TypeURLs, cfg.Manifest = []string{RelayType}, ManifestRequired
 		cfg.Logger = slog.New(slog.NewTextHandler(log, nil))
@@ -226,6 +234,31 @@ func TestARelayDoesNotGoBackWithTheSecondHome(t *testing.T) {
 		eventually(t, "it decided", func() bool { return c.Status().Configured || log.has("configuration in the second home refused") })
 		if got := c.Status().Configured; got != want {
 			t.Errorf("floor %s: served is %v", floor, got)
+		}
+		stop()
+	}
+}
+
+func TestADataPlaneRefusesAnOlderEpochOfTheSecondHome(t *testing.T) {
+	for floor, want := range map[string]bool{`{"epoch":1,"revision":9}`: true, `{"epoch":2,"revision":1}`: false} {
+		d := newDisk(t)
+		if err := os.WriteFile(d.dir+"/id-of-g.floor", []byte(floor), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		h := home(t, newShelf())
+		put(t, h, relayed(t, 1, 7, nil, "x"), RelayType)
+		log := &logged{}
+		cfg := config(&gatherer{})
+		cfg.Group, cfg.Servers, cfg.CacheDir, cfg.SecondHome = "id-of-g", []string{"127.0.0.1:1"}, d.dir, h
+		cfg.Logger = slog.New(slog.NewTextHandler(log, nil))
+		c, stop := run(t, cfg)
+		eventually(t, "it decided", func() bool { return c.Status().Configured || log.has("epoch is older") })
+		if got := c.Status().Configured; got != want {
+			t.Errorf("floor %s: in service is %v", floor, got)
+		}
+		// The best there is of the same epoch serves, and the log says that there was a newer one.
+		if want && !log.has("older than the newest that was in service") {
+			t.Errorf("the log says: %s", &log.b)
 		}
 		stop()
 	}
@@ -243,6 +276,7 @@ func TestAStoreThatHangsHoldsUpNobody(t *testing.T) {
 	<-at.reached // a look hangs
 	ads.fail(nil)
 	eventually(t, "the server is followed", func() bool { return c.Status().Revision == 2 })
+	<-at.left    // it is given up
 	<-at.reached // a write hangs
 	for revision := uint64(3); revision < 6; revision++ {
 		ads.set(map[string][]string{ClusterType: {"a@1.1.aaaaaaaa"}})

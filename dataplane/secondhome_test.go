@@ -32,10 +32,11 @@ type shelf struct {
 	hang    bool          // calls end with their context
 	calls   []string      // what was done, in order
 	reached chan struct{} // one for each call that hangs
+	left    chan struct{} // one for each that was given up
 }
 
 func newShelf() *shelf {
-	return &shelf{objects: map[string][]byte{}, reached: make(chan struct{}, 100)}
+	return &shelf{objects: map[string][]byte{}, reached: make(chan struct{}, 100), left: make(chan struct{}, 100)}
 }
 
 func (s *shelf) call(ctx context.Context, what, name string) error {
@@ -46,6 +47,7 @@ func (s *shelf) call(ctx context.Context, what, name string) error {
 	if hang {
 		s.reached <- struct{}{}
 		<-ctx.Done()
+		s.left <- struct{}{}
 		return ctx.Err()
 	}
 	return fail
@@ -220,8 +222,9 @@ func TestAnOlderRevisionNeverTakesThePlaceOfANewerOne(t *testing.T) {
 	put(t, h, relayed(t, 2, 5, nil, "x"), RelayType)
 	for _, v := range []version{{2, 4}, {1, 900}, {2, 5}} {
 		before := at.names()
-		if done := put(t, h, relayed(t, v.Epoch, v.Revision, nil, "old"), RelayType); done.newer == "" && !done.there {
-			t.Errorf("%v was written: %+v", v, done)
+		older := v != version{2, 5}
+		if done := put(t, h, relayed(t, v.Epoch, v.Revision, nil, "old"), RelayType); (done.newer != "") != older || done.there == older || done.bytes > 0 {
+			t.Errorf("%v was written, or it is not said why not: %+v", v, done)
 		}
 		if after := at.names(); !slices.Equal(before, after) {
 			t.Errorf("after %v there are %v", v, after)
@@ -234,6 +237,13 @@ func TestAnOlderRevisionNeverTakesThePlaceOfANewerOne(t *testing.T) {
 	s, err := h.newest(t.Context(), "id-of-g", []string{RelayType}, version{}, nil)
 	if err != nil || s.Epoch() != 3 {
 		t.Errorf("the newest is %v, %v", s, err)
+	}
+	// Who has it, or more, takes and fetches nothing.
+	for _, have := range []version{{3, 1}, {3, 9}, {4, 1}} {
+		fetched := at.did("get groups/")
+		if s, err := h.newest(t.Context(), "id-of-g", []string{RelayType}, have, nil); s != nil || err != nil || at.did("get groups/") != fetched {
+			t.Errorf("who has %v takes %v, %v", have, s, err)
+		}
 	}
 }
 
