@@ -43,9 +43,9 @@ func (r *running) close() {
 	r.wg.Wait()
 }
 
-// heartbeat is hashicorp/raft's default, which the bare arm has: on a busy machine
-// muster's shorter one ends in elections, which this does not measure.
-const heartbeat = time.Second
+// heartbeat is how long leaders may be silent, in muster's arms and the bare one: a
+// busy machine must not have elections, which this does not measure.
+const heartbeat = 5 * time.Second
 
 func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
 

@@ -15,7 +15,7 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// bareRaft is hashicorp/raft with its defaults and a state machine that does
+// bareRaft is hashicorp/raft with its defaults, patience apart, and a state machine that does
 // nothing, on the log store and with the log store's options that muster uses.
 type bareRaft struct {
 	nodes  []*raft.Raft
@@ -44,6 +44,7 @@ func startBareRaft(_ context.Context, dir string) (committer, error) {
 		conf := raft.DefaultConfig()
 		conf.LocalID = raft.ServerID(id)
 		conf.Logger = hclog.NewNullLogger()
+		conf.HeartbeatTimeout, conf.ElectionTimeout, conf.LeaderLeaseTimeout = heartbeat, heartbeat, heartbeat/2
 		cache, err := raft.NewLogCache(512, store)
 		if err != nil {
 			return nil, err
