@@ -20,8 +20,6 @@ type ruleRecord struct {
 	// limits are the encoded descriptors by filter, of one rule at most.
 	limits map[string][]byte
 	owner  resource.Key
-	// keys tells whether a rule demands API keys.
-	keys bool
 }
 
 // holder takes in the API key of a consumer or credential.
@@ -80,19 +78,19 @@ func (t *txn) compileKeys() {
 			t.put(extension(name, plugin.KeyAuth(), keyParts(keys, shard)))
 		}
 	}
-	for _, f := range []struct {
-		name string
-		used bool
-	}{{"key-auth", true}, {plugin.GlobalPrefix + "key-auth", t.rules.keys}} {
-		if _, changed := t.filters[f.name]; !changed {
+	// The global one chooses also while no global rule switches it on: a rule that
+	// comes or goes then changes routes alone. If it changed the filter as well, the
+	// two would arrive one after the other, and keys be refused in between.
+	for _, name := range []string{"key-auth", plugin.GlobalPrefix + "key-auth"} {
+		if _, changed := t.filters[name]; !changed {
 			continue
 		}
-		delete(t.filters, f.name)
+		delete(t.filters, name)
 		config := plugin.KeyRefuser()
-		if f.used && keys.Len() > 0 {
+		if keys.Len() > 0 {
 			config = plugin.KeyChooser()
 		}
-		t.put(extension(f.name, config, nil))
+		t.put(extension(name, config, nil))
 	}
 }
 
@@ -149,7 +147,6 @@ func (t *txn) globalRules() {
 		t.problem(e.Key, problems...)
 		for name, config := range effect.PerFilter {
 			perFilter[name] = config
-			record.keys = record.keys || name == plugin.GlobalPrefix+"key-auth"
 		}
 		if limits := limitsOf(effect, true); limits != nil {
 			record.limits, record.owner = limits, e.Key
@@ -162,9 +159,6 @@ func (t *txn) globalRules() {
 		t.limit(record.owner, nil, record.limits)
 	} else {
 		t.limit(record.owner, old.limits, record.limits)
-	}
-	if old.keys != record.keys {
-		t.filters[plugin.GlobalPrefix+"key-auth"] = struct{}{}
 	}
 	t.put(Resource{
 		Key:     Key{RouteConfigurationType, RouteConfig},

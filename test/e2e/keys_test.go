@@ -113,6 +113,81 @@ func TestAKeyThatStaysWorksWhileConsumersChange(t *testing.T) {
 	}
 }
 
+// TestAGlobalRuleForKeysComesAndGoesWithoutARefusedKey switches the rule on and off
+// while consumers change: a request with a key that stays passes either way.
+func TestAGlobalRuleForKeysComesAndGoesWithoutARefusedKey(t *testing.T) {
+	const rounds = 60
+	a := startBackend(t, "a")
+	s := newSite(t, 0)
+	s.group(t, "rule")
+	ctx := t.Context()
+	changes := []*musterv1.Change{serviceOn("open", "open.example.com", "", a), routeOf("open", "/*")}
+	for i := range 4 {
+		changes = append(changes, consumer(fmt.Sprint("stays-", i)), keyOf(fmt.Sprint("stays-", i), fmt.Sprint("a-key-that-stays-", i)))
+	}
+	rev, err := s.commit(ctx, "rule", changes...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	planes := s.planes(t, "rule")
+	if err := s.wait(ctx, "rule", rev, len(planes)); err != nil {
+		t.Fatal(err)
+	}
+	var requests []load.Request
+	for _, p := range planes {
+		if err := p.settled(ctx); err != nil {
+			t.Fatal(err)
+		}
+		for i := range 4 {
+			requests = append(requests, load.Request{
+				Name: fmt.Sprint(p.name, " ", i), Addr: p.gate.HTTP, Host: "open.example.com", Path: "/x", Header: http.Header{"Apikey": {fmt.Sprint("a-key-that-stays-", i)}},
+			})
+		}
+	}
+	running := load.Start(ctx, 5*time.Millisecond, requests...)
+	rule := put(&musterv1.Resource{Kind: &musterv1.Resource_GlobalRule{GlobalRule: &musterv1.GlobalRule{
+		Id: "keys", Plugins: map[string]*structpb.Struct{"key-auth": plugin(nil)}}}})
+	for round := range rounds {
+		toggle := rule
+		if round%2 == 1 {
+			toggle = remove(musterv1.Kind_KIND_GLOBAL_RULE, "keys")
+		}
+		for _, change := range [][]*musterv1.Change{
+			{consumer("guest"), keyOf("guest", fmt.Sprint("the-guests-key-in-", round))},
+			{toggle},
+			{remove(musterv1.Kind_KIND_CONSUMER, "guest")},
+		} {
+			if rev, err = s.commit(ctx, "rule", change...); err != nil {
+				t.Fatal(err)
+			}
+		}
+		// On and off by turns with and without a pause between.
+		if round%4 >= 2 {
+			continue
+		}
+		if err := s.wait(ctx, "rule", rev, len(planes)); err != nil {
+			t.Fatal(err)
+		}
+		want := map[int]int{0: http.StatusUnauthorized, 1: http.StatusOK}[round%2]
+		for _, p := range planes {
+			if err := p.answers(ctx, "open.example.com/x", want); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	if err := s.wait(ctx, "rule", rev, len(planes)); err != nil {
+		t.Error(err)
+	}
+	report := running.Stop()
+	t.Logf("%d requests", report.Sent)
+	if report.Failed > 0 {
+		t.Errorf("%d of %d failed: %q", report.Failed, report.Sent, report.Failures[:min(5, len(report.Failures))])
+	}
+	if report.Sent < 500 {
+		t.Errorf("only %d requests were sent", report.Sent)
+	}
+}
+
 // TestEnvoyTellsItsConfigurationWithAndWithoutKeys reads the whole dump of each Envoy:
 // shards that were asked for and are not there must not be in its way.
 func TestEnvoyTellsItsConfigurationWithAndWithoutKeys(t *testing.T) {

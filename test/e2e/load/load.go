@@ -90,6 +90,9 @@ func (l *Load) repeat(ctx context.Context, interval time.Duration, r Request) {
 			return dialer.DialContext(ctx, network, r.Addr)
 		},
 		MaxIdleConnsPerHost: 1,
+		// Another is made only when the last one was closed, not when it is merely late
+		// in coming back among the idle ones.
+		MaxConnsPerHost: 1,
 	}
 	defer transport.CloseIdleConnections()
 	scheme := "http"
@@ -112,9 +115,7 @@ func (l *Load) repeat(ctx context.Context, interval time.Duration, r Request) {
 		// A request under way when the load is stopped is still finished.
 		err := once(context.WithoutCancel(ctx), transport, scheme+"://"+r.Host+r.Path, r.Header, want, r.Or)
 		l.note(r, began, err)
-		// After a slow answer the next tick is due at once, and the connection may not
-		// be back among the idle ones yet: another would be made.
-		ticker.Reset(interval)
+		ticker.Reset(interval) // after a slow answer the next tick is due at once
 	}
 }
 
