@@ -34,7 +34,7 @@ func Example() {
 	defer server.stop()
 
 	revisions := make(chan string)
-	ctx, stop := context.WithCancel(context.Background())
+	ctx, stop := context.WithCancel(context.Background()) // vet:allow an example has no testing.T
 	var running sync.WaitGroup
 	running.Go(func() {
 		err := dataplane.Subscribe(ctx, dataplane.Config{
@@ -151,7 +151,7 @@ func follow(cfg dataplane.Config) dataplane.Status {
 	if err != nil {
 		log.Fatal(err)
 	}
-	ctx, stop := context.WithCancel(context.Background())
+	ctx, stop := context.WithCancel(context.Background()) // vet:allow an example has no testing.T
 	var running sync.WaitGroup
 	running.Go(func() {
 		if err := client.Run(ctx); err != nil {
@@ -213,7 +213,7 @@ func ExampleSecondHome() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	ctx, stop := context.WithCancel(context.Background())
+	ctx, stop := context.WithCancel(context.Background()) // vet:allow an example has no testing.T
 	var running sync.WaitGroup
 	running.Go(func() {
 		if err := backup.Run(ctx); err != nil {

@@ -36,12 +36,15 @@ func (c *carriers) rescue(ctx context.Context) error {
 	if c.cfg.SecondHome == nil || len(c.cfg.Groups) == 0 {
 		return nil
 	}
-	for wait := rescueAfter; ; wait = min(2*wait, rescueMax) {
+	timer := time.NewTimer(rescueAfter)
+	defer timer.Stop()
+	for wait := rescueAfter; ; timer.Reset(wait) {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(wait):
+		case <-timer.C:
 		}
+		wait = min(2*wait, rescueMax)
 		if c.isTold() {
 			return nil
 		}

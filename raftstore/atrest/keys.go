@@ -45,7 +45,7 @@ func Parse(text []byte) (*Keys, error) {
 	identities, err := age.ParseIdentities(bytes.NewReader(text))
 	if err != nil {
 		// The parser's own words may hold a part of a key.
-		return nil, errors.New("it is not a file of age identities, lines of the form AGE-SECRET-KEY-1...")
+		return nil, errors.New("it is not a file of age identities, a line each that begins with AGE-SECRET-KEY-")
 	}
 	k := &Keys{identities: identities}
 	switch first := identities[0].(type) {

@@ -55,7 +55,7 @@ func startOtherPlane(t *testing.T, addr string) *otherPlane {
 		t.Fatal(err)
 	}
 	p := &otherPlane{t: t, addr: ln.Addr().String(), cache: cachev3.NewSnapshotCache(false, perCluster{}, nil)}
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	srv := grpc.NewServer()
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(srv, serverv3.NewServer(ctx, p.cache, nil))
 	done := make(chan struct{})
