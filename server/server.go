@@ -273,14 +273,20 @@ func (s *Server) authorizeDataPlane(ctx context.Context, node *corev3.Node) (str
 		// Before this server has caught up it cannot know which groups there are.
 		return "", status.Error(codes.Unavailable, errNotServing.Error())
 	}
-	g, ok := s.store.State().Group(name)
-	if !ok {
-		return "", status.Errorf(codes.NotFound, "there is no group %q", name)
-	}
 	// A group that was just made is published within milliseconds: waiting that
 	// long beats sending the data plane away into its back-off.
 	wait, cancel := context.WithTimeout(ctx, firstPublication)
 	defer cancel()
+	g, ok := s.store.State().Group(name)
+	if !ok {
+		// It may have been made through another server, of which this one is yet to hear.
+		if err := s.store.ReadIndex(wait); err != nil {
+			return "", status.Errorf(codes.Unavailable, "group %q is not known here, and the cluster cannot be asked for it: %v", name, err)
+		}
+		if g, ok = s.store.State().Group(name); !ok {
+			return "", status.Errorf(codes.NotFound, "there is no group %q", name)
+		}
+	}
 	if !s.pub.await(wait, g.ID()) {
 		return "", status.Errorf(codes.Unavailable, "group %q is not served yet", name)
 	}

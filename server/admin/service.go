@@ -149,7 +149,9 @@ func (s *Service) read(ctx context.Context, stale bool) (*state.State, error) {
 	return s.cfg.Store.State(), nil
 }
 
-// readGroup is read for one group, by id or name.
+// readGroup is read for one group, by id or name. That there is none is said only of
+// the newest state, if that can be had: the caller may have made it a moment ago,
+// through this server or another.
 func (s *Service) readGroup(ctx context.Context, idOrName string, stale bool) (*state.Group, error) {
 	if idOrName == "" {
 		return nil, requiredField("group")
@@ -159,6 +161,11 @@ func (s *Service) readGroup(ctx context.Context, idOrName string, stale bool) (*
 		return nil, err
 	}
 	g, ok := st.Group(idOrName)
+	if !ok && stale {
+		if st, err := s.read(ctx, false); err == nil {
+			g, ok = st.Group(idOrName)
+		}
+	}
 	if !ok {
 		return nil, &state.NotFoundError{Group: idOrName}
 	}
