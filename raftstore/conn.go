@@ -34,6 +34,7 @@ type peerConn struct {
 	// expires is when the peer's certificate does; zero in plaintext.
 	expires time.Time
 	forget  func(*peerConn)
+	ended   func() // called once it is closed; may be nil
 	once    sync.Once
 }
 
@@ -43,6 +44,9 @@ func (c *peerConn) Close() error {
 	c.once.Do(func() {
 		c.forget(c)
 		err = c.Conn.Close()
+		if c.ended != nil {
+			c.ended()
+		}
 	})
 	return err
 }

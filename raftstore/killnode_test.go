@@ -16,12 +16,14 @@ import (
 type nodeSpec struct {
 	Dir, ID, Addr string
 	Join          []string
+	Heartbeat     time.Duration // 0 is that of production
 }
 
 func (n nodeSpec) config() Config {
 	return Config{
 		DataDir: n.Dir, ServerID: n.ID, RaftAddr: n.Addr, Join: n.Join, Insecure: true, Logger: quiet(), MinFreeBytes: -1,
-		Autopilot: Autopilot{Stabilize: 100 * time.Millisecond, interval: 100 * time.Millisecond},
+		HeartbeatTimeout: n.Heartbeat,
+		Autopilot:        Autopilot{Stabilize: 100 * time.Millisecond, interval: 100 * time.Millisecond},
 	}
 }
 
@@ -83,6 +85,51 @@ func freeAddr(t *testing.T) string {
 	}
 	defer ln.Close()
 	return ln.Addr().String()
+}
+
+// TestTheEndOfTheLeadersProcessIsNoticedWithoutHeartbeats kills leaders whose silence
+// would be noticed only after ten seconds.
+func TestTheEndOfTheLeadersProcessIsNoticedWithoutHeartbeats(t *testing.T) {
+	const heartbeat = 10 * time.Second
+	self := nodeSpec{Dir: t.TempDir(), ID: "observer", Addr: freeAddr(t), Heartbeat: heartbeat}.config()
+	self.Bootstrap = true
+	s, _ := start(t, self)
+	mustApply(t, s, groupG())
+	nodes := map[string]*node{}
+	for _, id := range []string{"a", "z"} { // one before and one after this one
+		nodes[id] = startNode(t, nodeSpec{Dir: t.TempDir(), ID: id, Addr: freeAddr(t), Join: []string{self.RaftAddr}, Heartbeat: heartbeat})
+	}
+	ready := func() bool {
+		peers, err := s.Peers(testCtx(t))
+		n := 0
+		for _, p := range peers {
+			if p.Ready && p.Voter {
+				n++
+			}
+		}
+		return err == nil && n == 3
+	}
+	eventually(t, "three voters", ready)
+	for _, target := range []string{"a", "z"} {
+		eventually(t, target+" to lead", func() bool {
+			_ = s.TransferLeader(testCtx(t), target)
+			id, _, _ := s.Leader()
+			return id == target
+		})
+		mustApply(t, s, putService("g", target, ""))
+		again := putService("g", target, "again")
+		again.RequestId = "again " + target // it may be repeated
+		killed := time.Now()
+		nodes[target].kill()
+		mustApply(t, s, again)
+		pause := time.Since(killed)
+		t.Logf("%s killed: the next write took %s", target, pause)
+		if pause > heartbeat/2 {
+			t.Errorf("%s killed: the next write took %s", target, pause)
+		}
+		nodes[target] = startNode(t, nodes[target].spec)
+		eventually(t, "all to be ready", ready)
+	}
 }
 
 // TestAKilledLeaderPausesWritesBriefly kills leaders that are processes of

@@ -110,14 +110,19 @@ func (s *Store) electSole() {
 	if voters != 1 {
 		return
 	}
+	if err := s.stand(); err != nil {
+		s.logger.Warn("the only server could not shorten its election", "error", err)
+	}
+}
+
+// stand makes this server stand for election at once.
+func (s *Store) stand() error {
 	request := &raft.TimeoutNowRequest{RPCHeader: raft.RPCHeader{
 		ProtocolVersion: raft.ProtocolVersionMax,
 		ID:              []byte(s.id),
 		Addr:            s.trans.EncodePeer(raft.ServerID(s.id), s.trans.LocalAddr()),
 	}}
-	if err := s.trans.TimeoutNow(raft.ServerID(s.id), s.trans.LocalAddr(), request, &raft.TimeoutNowResponse{}); err != nil {
-		s.logger.Warn("the only server could not shorten its election", "error", err)
-	}
+	return s.trans.TimeoutNow(raft.ServerID(s.id), s.trans.LocalAddr(), request, &raft.TimeoutNowResponse{})
 }
 
 // WaitLeader returns once the cluster has a leader that can commit, known to

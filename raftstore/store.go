@@ -42,7 +42,9 @@ type Store struct {
 
 	watch watchers
 	turns watchers // woken when the leader changes
-	reads readBatcher
+	// bereaved names a leader whose connection has ended.
+	bereaved chan string
+	reads    readBatcher
 	// proposals are the commands to be committed while this server leads.
 	proposals proposer
 	leader    leadership
@@ -78,6 +80,8 @@ func Open(cfg Config) (_ *Store, err error) {
 		started: make(chan struct{}),
 		stopped: make(chan struct{}),
 		failed:  make(chan error, 1),
+
+		bereaved: make(chan string, 1),
 	}
 	s.proposals.wake = make(chan struct{}, 1)
 	s.reads = readBatcher{wake: make(chan struct{}, 1), stopped: make(chan struct{})}
@@ -259,6 +263,7 @@ func (s *Store) Run(ctx context.Context) error {
 	if s.wire != nil {
 		wg.Go(func() { s.wire.serve(children, s) })
 		wg.Go(func() { s.announce(children) })
+		wg.Go(func() { s.succeed(children) })
 	}
 	s.electSole()
 

@@ -241,6 +241,9 @@ func (w *wire) admit(ctx context.Context, s *Store, raw net.Conn) {
 		_ = raw.Close()
 		return
 	}
+	if c.proto == protoRaft {
+		c.ended = func() { s.lost(c.id) }
+	}
 	if !w.conns.add(c) {
 		_ = raw.Close()
 		return
