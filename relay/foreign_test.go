@@ -95,7 +95,7 @@ func (f *foreign) start() {
 		cache = mux
 	}
 	f.mu.Unlock()
-	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	ctx, cancel := context.WithCancel(context.WithoutCancel(f.t.Context()))
 	f.end, f.srv, f.done = cancel, grpc.NewServer(), make(chan struct{})
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(f.srv, serverv3.NewServer(ctx, cache, serverv3.CallbackFuncs{
 		StreamDeltaRequestFunc: func(_ int64, r *discoveryv3.DeltaDiscoveryRequest) error {
