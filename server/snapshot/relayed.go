@@ -157,9 +157,11 @@ func (s *Snapshot) nextRelayed(before *relayed, upsert []Upsert, touched []*Reso
 		if !ok || r.view != u.View {
 			continue
 		}
-		// One that shows a removal from another view's set is left so.
+		// One that shows a removal from another view's set is left so, unless upstream
+		// its version was moved on.
 		next := relayedResource(r)
-		if before, ok := e.byName.Get([]byte(next.Name)); !ok || !before.SameContent(next) {
+		before, ok := e.byName.Get([]byte(next.Name))
+		if !ok || !before.SameContent(next) || u.Version != "" && before.Version != next.Version {
 			e.put(next)
 		}
 	}
