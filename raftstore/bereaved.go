@@ -47,8 +47,9 @@ func (s *Store) succeed(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case id := <-s.bereaved:
+			turn, votes := s.turn(id)
 			// One that is yet to catch up would not be elected, only be in the way.
-			if s.votes() && s.ready.Load() && s.follows(id) && s.gone(ctx, s.addressOf(id)) && sleep(ctx, s.turn(id)) == nil && s.orphaned(id) {
+			if votes && s.ready.Load() && s.follows(id) && s.gone(ctx, s.addressOf(id)) && sleep(ctx, turn) == nil && s.orphaned(id) {
 				s.logger.Info("the leader's process has ended; standing for election", "leader", id)
 				// Raft asks each server for its vote once: not over a connection that was
 				// left from before that server's last restart.
@@ -98,8 +99,8 @@ func (s *Store) gone(ctx context.Context, addr string) bool {
 }
 
 // turn is how long this server waits before it stands for election in place of a
-// leader. A server without a vote never gets there.
-func (s *Store) turn(leader string) time.Duration {
+// leader; false when it has no vote.
+func (s *Store) turn(leader string) (time.Duration, bool) {
 	var voters []string
 	for _, server := range s.servers() {
 		if server.Suffrage == raft.Voter && string(server.ID) != leader {
@@ -107,12 +108,6 @@ func (s *Store) turn(leader string) time.Duration {
 		}
 	}
 	slices.Sort(voters)
-	return time.Duration(slices.Index(voters, s.id)) * successionStep
-}
-
-// votes tells whether this server is a voter.
-func (s *Store) votes() bool {
-	return slices.ContainsFunc(s.servers(), func(server raft.Server) bool {
-		return server.Suffrage == raft.Voter && string(server.ID) == s.id
-	})
+	place := slices.Index(voters, s.id)
+	return time.Duration(place) * successionStep, place >= 0
 }

@@ -165,11 +165,10 @@ func (a *attendance) run(requests <-chan *musterv1.AttendRequest, ended <-chan e
 	defer stop()
 	tick := time.NewTicker(lookInterval)
 	defer tick.Stop()
-	a.look()
+	changed := !a.look()
 	if err := a.tell(0); err != nil {
 		return err
 	}
-	changed := false
 	for {
 		received := uint64(0)
 		select {
@@ -184,7 +183,14 @@ func (a *attendance) run(requests <-chan *musterv1.AttendRequest, ended <-chan e
 			}
 			// Of the groups as they are now: since they were told one may have gone, or
 			// another have come in its place.
-			a.look()
+			select {
+			case <-wake:
+				changed = true
+			default:
+			}
+			if changed {
+				changed = !a.look()
+			}
 			a.cfg.Fleet.RelayReported(a.hello.GetRelay(), a.number, report, func(group, node string) bool {
 				return a.carries[group] && (node == "" || a.may.Tells(node))
 			})
@@ -196,8 +202,7 @@ func (a *attendance) run(requests <-chan *musterv1.AttendRequest, ended <-chan e
 			if !changed && a.groups != nil && a.urgent == a.cfg.Fleet.Waiting() {
 				continue
 			}
-			changed = false
-			a.look()
+			changed = !a.look()
 		}
 		if err := a.tell(received); err != nil {
 			return err
@@ -206,21 +211,23 @@ func (a *attendance) run(requests <-chan *musterv1.AttendRequest, ended <-chan e
 }
 
 // look finds out which groups the relay may carry now. Groups that are not known yet
-// are looked at later: no list is not an empty list.
-func (a *attendance) look() {
+// are looked at later, and false is returned: no list is not an empty list. It costs
+// all groups, so it is done only after something has changed.
+func (a *attendance) look() bool {
 	all, err := a.cfg.Groups.Groups()
 	if err != nil {
-		return
+		return false
 	}
 	groups := a.selected(all)
 	if a.groups != nil && proto.Equal(groups, a.groups) {
-		return
+		return true
 	}
 	a.groups, a.untold = groups, true
 	a.carries = make(map[string]bool, len(groups.GetGroups()))
 	for _, g := range groups.GetGroups() {
 		a.carries[g.GetId()] = true
 	}
+	return true
 }
 
 // tell sends what the relay does not know yet.

@@ -195,10 +195,12 @@ func TestADrainedServiceSendsRelaysElsewhere(t *testing.T) {
 
 // shifting are groups that a test changes.
 type shifting struct {
-	two
-	mu  sync.Mutex
-	all []*musterv1.RelayedGroup
+	wake chan struct{} // of one slot
+	mu   sync.Mutex
+	all  []*musterv1.RelayedGroup
 }
+
+func (s *shifting) Watch() (<-chan struct{}, func()) { return s.wake, func() {} }
 
 func (s *shifting) Groups() ([]*musterv1.RelayedGroup, error) {
 	s.mu.Lock()
@@ -210,13 +212,17 @@ func (s *shifting) become(all ...*musterv1.RelayedGroup) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.all = all
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
 }
 
 // A relay that follows the group named first reports on its id, which by now is
 // another group's.
 func TestAReportIsJudgedByTheGroupsThatThereAreNow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		groups := &shifting{}
+		groups := &shifting{wake: make(chan struct{}, 1)}
 		groups.become(&musterv1.RelayedGroup{Id: "a", Name: "first"})
 		s := service()
 		s.cfg.Groups = groups
